@@ -1,0 +1,48 @@
+//! Types and reasons of the conditions in our status, so that people and alerts can rely on the words.
+
+/// Everything the object asks for is in place.
+pub const READY: &str = "Ready";
+/// The spec and its references are allowed; nothing is created while this is `False`.
+pub const ACCEPTED: &str = "Accepted";
+/// The tenant namespace and everything in it is in place.
+pub const NAMESPACE_READY: &str = "NamespaceReady";
+/// The organization's row, roles and grants are in place in Postgres.
+pub const DATABASE_READY: &str = "DatabaseReady";
+
+/// Reasons; each is the `reason` of a condition above.
+pub mod reason {
+    /// Everything is in place.
+    pub const RECONCILED: &str = "Reconciled";
+    /// The spec and its references are allowed.
+    pub const ACCEPTED: &str = "Accepted";
+    /// Work is under way; nothing to do.
+    pub const PROGRESSING: &str = "Progressing";
+    /// `organizationRef` names an Organization that does not exist.
+    pub const ORGANIZATION_NOT_FOUND: &str = "OrganizationNotFound";
+    /// The Organization exists and is not `Ready` yet.
+    pub const ORGANIZATION_NOT_READY: &str = "OrganizationNotReady";
+    /// The Organization is being deleted.
+    pub const ORGANIZATION_DELETING: &str = "OrganizationDeleting";
+    /// The Organization's `allowedNamespaces` does not admit this namespace.
+    pub const NAMESPACE_NOT_ALLOWED: &str = "NamespaceNotAllowed";
+    /// `workspaceRef` names a Workspace that does not exist in this namespace.
+    pub const WORKSPACE_NOT_FOUND: &str = "WorkspaceNotFound";
+    /// Another object of the same organization has the name already.
+    pub const NAME_CONFLICT: &str = "NameConflict";
+    /// Another Organization has the same issuer and claim value already.
+    pub const IDENTITY_CONFLICT: &str = "IdentityConflict";
+    /// The namespace that the organization needs belongs to somebody else.
+    pub const NAMESPACE_CONFLICT: &str = "NamespaceConflict";
+    /// A value passed the schema and is still not usable; the message says which.
+    pub const INVALID: &str = "Invalid";
+    /// The template does not parse; the message has line and column.
+    pub const TEMPLATE_INVALID: &str = "TemplateInvalid";
+    /// A Global policy outside the operator's namespace.
+    pub const SCOPE_NOT_ALLOWED: &str = "ScopeNotAllowed";
+    /// Postgres can't be reached or refused; it is tried again.
+    pub const DATABASE_UNAVAILABLE: &str = "DatabaseUnavailable";
+    /// The Kubernetes API refused a write; it is tried again.
+    pub const APPLY_FAILED: &str = "ApplyFailed";
+    /// The object is being deleted; the message says what is left.
+    pub const DELETING: &str = "Deleting";
+}

@@ -1,0 +1,151 @@
+//! The vocabulary that the operator, the runtime, the charts and the tests share: group, labels,
+//! annotations, ports, Secret keys, environment keys. Only constants and pure naming functions.
+
+/// API group of all our custom resources.
+pub const GROUP: &str = "agentapi.dev";
+/// Version of all our custom resources.
+pub const VERSION: &str = "v1alpha1";
+
+/// Field manager of the operator's server-side apply, and value of [`LABEL_MANAGED_BY`].
+pub const OPERATOR: &str = "agentapi-operator";
+/// Name of the runtime: its Service, Deployment, `ServiceAccount` and the issuer of session tokens.
+pub const RUNTIME: &str = "agentapi-runtime";
+/// Namespace that the operator, the runtime and the optional Postgres run in by default.
+pub const SYSTEM_NAMESPACE: &str = "agentapi-system";
+
+/// `app.kubernetes.io/managed-by`, set to [`OPERATOR`] on everything that the operator owns.
+pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// `app.kubernetes.io/component`, [`COMPONENT_SESSION`] on session pods.
+pub const LABEL_COMPONENT: &str = "app.kubernetes.io/component";
+/// Value of [`LABEL_COMPONENT`] on session pods.
+pub const COMPONENT_SESSION: &str = "session";
+/// Slug of the Organization that an object belongs to.
+pub const LABEL_ORGANIZATION: &str = "agentapi.dev/organization";
+/// Name of the Workspace that an object belongs to.
+pub const LABEL_WORKSPACE: &str = "agentapi.dev/workspace";
+/// Namespace of the Workspace that an object belongs to.
+pub const LABEL_WORKSPACE_NAMESPACE: &str = "agentapi.dev/workspace-namespace";
+/// Id (`UUIDv7`) of the session that a pod serves.
+pub const LABEL_SESSION: &str = "agentapi.dev/session";
+/// How a session pod came to be: [`POOL_WARM`], [`POOL_CLAIMED`] or [`POOL_COLD`].
+pub const LABEL_POOL: &str = "agentapi.dev/pool";
+/// A pod that waits for a session.
+pub const POOL_WARM: &str = "warm";
+/// A warm pod that a session has taken.
+pub const POOL_CLAIMED: &str = "claimed";
+/// A pod that was made for one session.
+pub const POOL_COLD: &str = "cold";
+/// Digest of the pod template that a warm pod was made from; an outdated warm pod is replaced.
+pub const ANNOTATION_TEMPLATE_HASH: &str = "agentapi.dev/template-hash";
+/// Setting this annotation on an Organization to a new value rotates the read-only role's password.
+pub const ANNOTATION_ROTATE: &str = "agentapi.dev/rotate-credentials";
+/// Finalizer on every custom resource that owns something outside its own namespace.
+pub const FINALIZER: &str = "agentapi.dev/cleanup";
+
+/// Port of the agent API inside a session pod (coder/agentapi's default), and its name.
+pub const SESSION_PORT: u16 = 3284;
+/// Name of [`SESSION_PORT`] in the pod.
+pub const SESSION_PORT_NAME: &str = "agentapi";
+/// Port of the public API of the runtime.
+pub const RUNTIME_PORT: u16 = 8080;
+/// Port of the runtime's internal API, for session pods only.
+pub const RUNTIME_INTERNAL_PORT: u16 = 8090;
+/// Port of the runtime's metrics.
+pub const RUNTIME_METRICS_PORT: u16 = 9090;
+/// Port of the operator's probes and metrics.
+pub const OPERATOR_HEALTH_PORT: u16 = 8081;
+
+/// Name of the agent's container in a session pod.
+pub const SESSION_CONTAINER: &str = "agent";
+/// `ServiceAccount` of session pods; it has no token.
+pub const SESSION_SERVICE_ACCOUNT: &str = "session";
+/// `ClusterRole` that the operator binds to the runtime in each tenant namespace.
+pub const RUNTIME_TENANT_CLUSTER_ROLE: &str = "agentapi-runtime-tenant";
+/// `ClusterRole` that the operator binds to itself in each tenant namespace.
+pub const OPERATOR_TENANT_CLUSTER_ROLE: &str = "agentapi-operator-tenant";
+
+/// Secret in the system namespace with the key pair that signs session tokens.
+pub const SECRET_SESSION_SIGNING: &str = "agentapi-session-signing";
+/// PKCS#8 PEM of the Ed25519 private key in [`SECRET_SESSION_SIGNING`].
+pub const KEY_SIGNING_PRIVATE: &str = "private.pem";
+/// base64url of the 32-byte Ed25519 public key in [`SECRET_SESSION_SIGNING`] (the `x` of RFC 8037).
+pub const KEY_SIGNING_PUBLIC: &str = "public.x";
+/// Secret in the system namespace with the 32-byte master key that wraps the tenants' data keys.
+pub const SECRET_MASTER_KEY: &str = "agentapi-master-key";
+/// Key in [`SECRET_MASTER_KEY`].
+pub const KEY_MASTER: &str = "key";
+/// Secret in a tenant namespace with the wrapped data key.
+pub const SECRET_DATA_KEY: &str = "agentapi-data-key";
+/// Secret in a tenant namespace with the connection of the read-only role.
+pub const SECRET_DATABASE: &str = "agentapi-database";
+/// Secret of the chart with the three connection URLs.
+pub const SECRET_POSTGRES: &str = "agentapi-postgres";
+
+/// Issuer of the tokens that the runtime mints.
+pub const TOKEN_ISSUER: &str = RUNTIME;
+/// Audience of the tokens with which the runtime calls a session pod (at most 60 s).
+pub const TOKEN_AUDIENCE_POD: &str = "agentapi-session-pod";
+/// Audience of the token with which a session pod calls the runtime.
+pub const TOKEN_AUDIENCE_INTERNAL: &str = "agentapi-internal";
+
+/// Environment of a session pod; each constant is the name of the variable.
+pub mod env {
+    /// Address that the session host listens on.
+    pub const LISTEN: &str = "AGENTAPI_LISTEN";
+    /// Agent type, as in coder/agentapi (`claude`, `codex`, …).
+    pub const AGENT_TYPE: &str = "AGENTAPI_AGENT_TYPE";
+    /// Command of the agent as a JSON array; unset: the agent type's own.
+    pub const AGENT_COMMAND: &str = "AGENTAPI_AGENT_COMMAND";
+    /// `pty` or `acp`.
+    pub const TRANSPORT: &str = "AGENTAPI_TRANSPORT";
+    /// Public key that session tokens are checked with.
+    pub const SESSION_PUBLIC_KEY: &str = "AGENTAPI_SESSION_PUBLIC_KEY";
+    /// Base URL of the runtime's internal API.
+    pub const RUNTIME_INTERNAL_URL: &str = "AGENTAPI_RUNTIME_INTERNAL_URL";
+    /// Folder of the session's saved state.
+    pub const STATE_DIR: &str = "AGENTAPI_STATE_DIR";
+    /// Folder that the agent works in.
+    pub const WORKDIR: &str = "AGENTAPI_WORKDIR";
+    /// Folder where the session's Secret is mounted.
+    pub const SESSION_SECRET_DIR: &str = "AGENTAPI_SESSION_SECRET_DIR";
+    /// Name of the pod, from the downward API.
+    pub const POD_NAME: &str = "AGENTAPI_POD_NAME";
+}
+
+/// Namespace of an organization's session pods.
+pub fn tenant_namespace(organization: &str) -> String {
+    format!("agentapi-{organization}")
+}
+
+/// Postgres role of an organization.
+pub fn tenant_role(organization: &str) -> String {
+    format!("org_{}", organization.replace('-', "_"))
+}
+
+/// Postgres login role of an organization for direct, read-only use.
+pub fn tenant_read_role(organization: &str) -> String {
+    format!("{}_ro", tenant_role(organization))
+}
+
+/// `PodTemplate` of a workspace in its tenant namespace.
+pub fn pod_template(workspace: &str) -> String {
+    format!("ws-{workspace}")
+}
+
+/// Secret of a session, named after its pod so that a warm pod can mount it before it exists.
+pub fn session_secret(pod: &str) -> String {
+    format!("{pod}-session")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_a_tenant_are_valid_where_they_are_used() {
+        assert_eq!(tenant_namespace("acme"), "agentapi-acme");
+        assert_eq!(tenant_role("big-corp"), "org_big_corp");
+        assert_eq!(tenant_read_role("big-corp"), "org_big_corp_ro");
+        assert_eq!(session_secret("w-web-1"), "w-web-1-session");
+    }
+}
