@@ -1,0 +1,47 @@
+//! System packages: installed when we may (root on Debian), else named.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::{paths, progress, sh};
+
+/// A program that must be there, and the Debian package that brings it.
+pub(crate) type Need = (&'static str, &'static str);
+
+/// Makes sure that every program is there. A `Need` starting with `/` is a file, else a name on PATH.
+pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
+    let mut missing: Vec<&str> =
+        needs.iter().filter(|(probe, _)| !present(probe)).map(|(_, package)| *package).collect();
+    missing.dedup();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if !Path::new("/etc/debian_version").exists() || !is_root() {
+        bail!(
+            "these Debian packages are needed and not installed: {list}\ninstall them as root: apt-get install -y {list}"
+        );
+    }
+    progress::step(&format!("install {list}"), || {
+        let logs = paths::logs()?;
+        sh::logged(Command::new("apt-get").args(["update", "-qq"]), &logs.join("apt-update.log"))?;
+        let mut install = Command::new("apt-get");
+        install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing);
+        // Installing must not start system-wide daemons: the cluster runs its own.
+        install.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
+        sh::logged(&mut install, &logs.join("apt-install.log"))
+    })
+}
+
+fn present(probe: &str) -> bool {
+    if probe.starts_with('/') { Path::new(probe).exists() } else { sh::which(probe).is_some() }
+}
+
+/// Whether this process may do what root may.
+pub(crate) fn is_root() -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| {
+        status.lines().any(|line| line.starts_with("Uid:") && line.split_whitespace().nth(2) == Some("0"))
+    })
+}
