@@ -1,1 +1,3 @@
-//! Skeleton.
+//! Harness and tests against real parts: Postgres, API server, agents, OIDC.
+
+pub mod fakemodel;
