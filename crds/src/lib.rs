@@ -5,6 +5,7 @@ pub mod conditions;
 pub mod mcp_connection;
 pub mod names;
 pub mod organization;
+pub mod pod;
 pub mod prompt_policy;
 pub mod workspace;
 
