@@ -1,3 +1,5 @@
 //! Harness and tests against real parts: Postgres, API server, agents, OIDC.
 
+pub mod api;
+pub mod cluster;
 pub mod fakemodel;

@@ -1,0 +1,187 @@
+//! Access to the cluster that `cargo xtask up` made, for tests and benches: kubectl, the API server,
+//! tokens from the real OIDC provider, the agent API. May start only kubectl.
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// The repository's root.
+pub fn repo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn cache() -> PathBuf {
+    let base = std::env::var_os("XDG_CACHE_HOME")
+        .map_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"), PathBuf::from);
+    base.join("agentapi")
+}
+
+/// A cluster with the operator and the runtime installed.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    kubectl: PathBuf,
+    kubeconfig: PathBuf,
+}
+
+/// What a command printed.
+#[derive(Debug)]
+pub struct Output {
+    /// Did it exit with 0.
+    pub ok: bool,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Cluster {
+    /// The cluster of `KUBECONFIG`, else the one of `cargo xtask up`.
+    ///
+    /// # Errors
+    /// When there is none; the message says which command makes one.
+    pub fn connect() -> Result<Self> {
+        let kubeconfig = std::env::var_os("KUBECONFIG").map_or_else(|| cache().join("kubeconfig"), PathBuf::from);
+        let own = cache().join("bin/kubectl");
+        let kubectl = if own.exists() { own } else { PathBuf::from("kubectl") };
+        if !kubeconfig.exists() {
+            bail!(
+                "no cluster: {} does not exist. Run `cargo xtask up` first, or set KUBECONFIG.",
+                kubeconfig.display()
+            );
+        }
+        Ok(Self { kubectl, kubeconfig })
+    }
+
+    /// Runs kubectl and gives back what it printed, whether or not it succeeded.
+    ///
+    /// # Errors
+    /// When kubectl can't be started.
+    pub fn try_kubectl(&self, args: &[&str], stdin: &str) -> Result<Output> {
+        let mut child = Command::new(&self.kubectl)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {}", self.kubectl.display()))?;
+        child.stdin.take().context("no stdin")?.write_all(stdin.as_bytes())?;
+        let out = child.wait_with_output()?;
+        Ok(Output {
+            ok: out.status.success(),
+            stdout: String::from_utf8_lossy(&out.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&out.stderr).into_owned(),
+        })
+    }
+
+    /// Runs kubectl and gives back its standard output.
+    ///
+    /// # Errors
+    /// When it exits with anything but 0.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        let out = self.try_kubectl(args, "")?;
+        if !out.ok {
+            bail!("kubectl {}: {}", args.join(" "), out.stderr);
+        }
+        Ok(out.stdout)
+    }
+
+    /// `kubectl apply --server-side` of the text.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn apply(&self, yaml: &str) -> Result<()> {
+        let out = self.try_kubectl(&["apply", "--server-side", "--field-manager=tests", "-f", "-"], yaml)?;
+        if !out.ok {
+            bail!("kubectl apply: {}", out.stderr);
+        }
+        Ok(())
+    }
+
+    /// An object as JSON, or `None` when it does not exist.
+    ///
+    /// # Errors
+    /// When kubectl fails for another reason.
+    pub fn get(&self, kind: &str, namespace: Option<&str>, name: &str) -> Result<Option<Value>> {
+        let mut args = vec!["get", kind, name, "-o", "json", "--ignore-not-found"];
+        if let Some(ns) = namespace {
+            args.extend(["-n", ns]);
+        }
+        let out = self.kubectl(&args)?;
+        if out.trim().is_empty() { Ok(None) } else { Ok(Some(serde_json::from_str(&out)?)) }
+    }
+
+    /// The objects that match a label selector.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn list(&self, kind: &str, namespace: &str, selector: &str) -> Result<Vec<Value>> {
+        let mut args = vec!["get", kind, "-o", "json", "-l", selector];
+        if namespace.is_empty() {
+            args.push("-A")
+        } else {
+            args.extend(["-n", namespace])
+        }
+        let out: Value = serde_json::from_str(&self.kubectl(&args)?)?;
+        Ok(out["items"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Status and reason of a condition.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn condition(&self, kind: &str, ns: Option<&str>, name: &str, which: &str) -> Result<Option<(String, String)>> {
+        let Some(object) = self.get(kind, ns, name)? else { return Ok(None) };
+        let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        Ok(conditions.iter().find(|c| c["type"] == which).map(|c| {
+            (c["status"].as_str().unwrap_or_default().to_owned(), c["reason"].as_str().unwrap_or_default().to_owned())
+        }))
+    }
+
+    /// An access token from the demo's OIDC provider for one of its clients, such as `acme-alice`.
+    ///
+    /// # Errors
+    /// When the provider does not answer.
+    pub fn token(&self, client: &str) -> Result<String> {
+        let out =
+            self.kubectl(&["-n", "agentapi-demo", "exec", "deploy/oidc", "--", "node", "/app/token.mjs", client])?;
+        Ok(out.trim().to_owned())
+    }
+
+    /// Base URL of the agent API: `AGENTAPI_URL`, else what `cargo xtask up` wrote down.
+    ///
+    /// # Errors
+    /// When neither is there.
+    pub fn api_url(&self) -> Result<String> {
+        if let Ok(url) = std::env::var("AGENTAPI_URL") {
+            return Ok(url);
+        }
+        let path = cache().join("api-url");
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("{}: run `cargo xtask up` first, or set AGENTAPI_URL", path.display()))?;
+        Ok(text.trim().to_owned())
+    }
+}
+
+/// Polls until `check` gives a value; fails at the deadline with the last thing that `check` said.
+///
+/// # Errors
+/// When the deadline passes, or `check` fails for good.
+pub async fn eventually<T>(
+    what: &str,
+    limit: Duration,
+    mut check: impl AsyncFnMut() -> Result<Result<T, String>>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match check().await? {
+            Ok(value) => return Ok(value),
+            Err(seen) if start.elapsed() > limit => bail!("{what}: not within {limit:?}; last seen: {seen}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
