@@ -1,0 +1,384 @@
+//! The session: ties process, screen, conversation, events and saved state together. All state that requests
+//! read is behind one short lock that is never held across an await, so reads answer while a message is sent.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use secrecy::SecretString;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Error,
+    agents::{self, AgentProfile},
+    claim::Claim,
+    config::SessionConfig,
+    events::{Body, Hub, Status, Subscription},
+    messages::{Conversation, Message},
+    pty::{AgentProcess, Command, Exit, PtyError},
+    screen::Frame,
+    seed::{self, SeedError, Seeder},
+    state::{PromptState, State, StateDir},
+};
+
+/// The agent could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its files could not be written.
+    #[error(transparent)]
+    Seed(#[from] SeedError),
+    /// Its process could not be started.
+    #[error(transparent)]
+    Pty(#[from] PtyError),
+    /// The work was interrupted.
+    #[error("starting the agent was interrupted")]
+    Interrupted,
+}
+
+/// The pod belongs to another session.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClaimRefused {
+    /// Another session has it.
+    #[error("this pod belongs to another session; claim another pod")]
+    Taken,
+    /// The claim could not be saved.
+    #[error(transparent)]
+    State(#[from] super::state::StateError),
+    /// The agent does not start with this environment.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// What requests read and the tracker writes.
+pub(super) struct Inner {
+    pub(super) conversation: Conversation,
+    pub(super) last_change: Instant,
+    /// The screen looks as if the agent waits for input.
+    pub(super) ready_now: bool,
+    /// The agent has been ready since it was started.
+    pub(super) agent_ready: bool,
+    /// A message is being typed; the screen belongs to nobody.
+    pub(super) sending: bool,
+    pub(super) status: Status,
+    pub(super) session_id: Option<String>,
+    pub(super) token: Option<SecretString>,
+    pub(super) prompt: Option<String>,
+    pub(super) prompt_state: PromptState,
+    env: BTreeMap<String, String>,
+    /// Counts agent processes, so that the end of an earlier one is not taken for the end of this one.
+    generation: u64,
+    pub(super) process: Option<Arc<AgentProcess>>,
+}
+
+/// One session.
+pub(super) struct Host {
+    pub(super) config: SessionConfig,
+    pub(super) profile: AgentProfile,
+    pub(super) hub: Hub,
+    pub(super) frames: watch::Sender<Arc<Frame>>,
+    /// One message at a time.
+    pub(super) typing: tokio::sync::Mutex<()>,
+    pub(super) ready: watch::Sender<bool>,
+    /// Counts changes of messages, status and claim.
+    pub(super) changes: watch::Sender<u64>,
+    pub(super) dirty: Arc<Notify>,
+    inner: Mutex<Inner>,
+    claiming: tokio::sync::Mutex<()>,
+    saving: tokio::sync::Mutex<()>,
+    failure: watch::Sender<Option<Exit>>,
+    state_dir: StateDir,
+}
+
+impl Host {
+    /// Reads what an earlier process of this pod left and what the Secret says; starts nothing.
+    pub(super) async fn open(config: SessionConfig) -> Result<Arc<Self>, Error> {
+        let profile = agents::profile(&config.agent_type)?;
+        let state_dir = StateDir::open(&config.state_dir)?;
+        let state = state_dir.load()?;
+        let saved = state_dir.load_claim()?;
+        let mounted = config.secret_dir.as_deref().map(Claim::from_secret_dir).transpose()?.flatten();
+        let claim = match (saved, mounted) {
+            (Some(saved), Some(mounted)) if saved.session_id != mounted.session_id => {
+                return Err(Error::OtherSession { state: saved.session_id, secret: mounted.session_id });
+            }
+            // The Secret is newer: its token may have been renewed.
+            (_, Some(mounted)) => Some(mounted),
+            (saved, None) => saved,
+        };
+        let now = (config.now)();
+        let restored = state.is_some();
+        let state = state.unwrap_or_else(|| State::new(Vec::new()));
+        if restored {
+            tracing::info!(messages = state.messages.len(), "state restored");
+        }
+        let conversation = Conversation::restore(state.messages, now);
+        let (prompt, prompt_state) = match (state.initial_prompt, state.initial_prompt_state) {
+            (Some(prompt), saved) if saved != PromptState::None => {
+                // Typed but not confirmed when the earlier process ended: at most once, so not again.
+                (Some(prompt), if saved == PromptState::Sending { PromptState::Sent } else { saved })
+            }
+            _ => {
+                let prompt = claim.as_ref().and_then(|claim| claim.initial_prompt.clone());
+                let prompt = prompt.or_else(|| config.initial_prompt.clone()).filter(|text| !text.trim().is_empty());
+                let state = if prompt.is_some() { PromptState::Pending } else { PromptState::None };
+                (prompt, state)
+            }
+        };
+        let inner = Inner {
+            conversation,
+            last_change: Instant::now(),
+            ready_now: false,
+            agent_ready: false,
+            sending: false,
+            status: Status::Running,
+            session_id: claim.as_ref().map(|claim| claim.session_id.clone()),
+            token: claim.as_ref().and_then(|claim| claim.token.clone()),
+            prompt,
+            prompt_state,
+            env: claim.as_ref().map(Claim::plain_env).unwrap_or_default(),
+            generation: 0,
+            process: None,
+        };
+        let epoch = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
+        Ok(Arc::new(Self {
+            profile,
+            hub: Hub::new(epoch),
+            frames: watch::Sender::new(Arc::new(Frame::default())),
+            typing: tokio::sync::Mutex::new(()),
+            ready: watch::Sender::new(false),
+            changes: watch::Sender::new(0),
+            inner: Mutex::new(inner),
+            dirty: Arc::new(Notify::new()),
+            claiming: tokio::sync::Mutex::new(()),
+            saving: tokio::sync::Mutex::new(()),
+            failure: watch::Sender::new(None),
+            state_dir,
+            config,
+        }))
+    }
+
+    /// Starts the agent.
+    pub(super) async fn begin(self: &Arc<Self>) -> Result<(), StartError> {
+        self.start_agent().await?;
+        self.persist().await;
+        self.spawn_initial_prompt();
+        Ok(())
+    }
+
+    /// Agent type.
+    pub(super) fn agent_type(&self) -> &str {
+        &self.profile.name
+    }
+
+    /// Status now.
+    pub(super) fn status(&self) -> Status {
+        self.lock().status
+    }
+
+    /// All messages.
+    pub(super) fn messages(&self) -> Vec<Message> {
+        self.lock().conversation.messages().to_vec()
+    }
+
+    /// The session that this pod belongs to.
+    pub(super) fn session_id(&self) -> Option<String> {
+        self.lock().session_id.clone()
+    }
+
+    /// The agent has started and can take messages.
+    pub(super) fn is_ready(&self) -> bool {
+        *self.ready.borrow()
+    }
+
+    /// The agent has ended by itself.
+    pub(super) fn failure(&self) -> watch::Receiver<Option<Exit>> {
+        self.failure.subscribe()
+    }
+
+    /// Process id of the agent.
+    pub(super) fn agent_pid(&self) -> Option<u32> {
+        self.lock().process.as_ref().and_then(|process| process.pid())
+    }
+
+    /// Listens to events; the snapshot and the subscription belong to the same moment.
+    pub(super) fn subscribe(&self, last: Option<&str>) -> (Vec<Body>, Subscription) {
+        let inner = self.lock();
+        let subscription = self.hub.subscribe(last);
+        let snapshot = inner.conversation.messages().iter().map(Body::message);
+        let status = Body::Status { status: inner.status, agent_type: self.profile.name.clone() };
+        (snapshot.chain([status]).collect(), subscription)
+    }
+
+    /// Writes keystrokes to the agent.
+    pub(super) fn write_raw(&self, bytes: &[u8]) -> Result<(), PtyError> {
+        self.process()?.write(bytes)
+    }
+
+    /// Gives the pod to a session. Again for the same session is fine.
+    pub(super) async fn claim(self: &Arc<Self>, claim: Claim) -> Result<(), ClaimRefused> {
+        let _one_at_a_time = self.claiming.lock().await;
+        match self.session_id() {
+            Some(id) if id == claim.session_id => return Ok(()),
+            Some(_) => return Err(ClaimRefused::Taken),
+            None => {}
+        }
+        self.state_dir.save_claim(&claim)?;
+        let needs_restart = {
+            let mut inner = self.lock();
+            inner.session_id = Some(claim.session_id.clone());
+            inner.token.clone_from(&claim.token);
+            if let Some(prompt) = claim.initial_prompt.as_ref().filter(|prompt| !prompt.trim().is_empty()) {
+                inner.prompt = Some(prompt.clone());
+                inner.prompt_state = PromptState::Pending;
+            }
+            let env = claim.plain_env();
+            let differs = env != inner.env;
+            inner.env = env;
+            self.refresh(&mut inner);
+            self.changes.send_modify(|count| *count += 1);
+            differs
+        };
+        tracing::info!(session = claim.session_id, needs_restart, "claimed");
+        if needs_restart {
+            self.start_agent().await?;
+        }
+        self.persist().await;
+        self.spawn_initial_prompt();
+        Ok(())
+    }
+
+    /// Ends the agent.
+    pub(super) async fn stop(&self) {
+        self.persist().await;
+        let process = {
+            let mut inner = self.lock();
+            inner.generation += 1;
+            inner.agent_ready = false;
+            inner.process.take()
+        };
+        self.ready.send_replace(false);
+        if let Some(process) = process {
+            process.stop().await;
+        }
+    }
+
+    /// Saves the conversation now.
+    pub(super) async fn persist(&self) {
+        let _in_order = self.saving.lock().await;
+        let state = {
+            let inner = self.lock();
+            let mut state = State::new(inner.conversation.messages().to_vec());
+            state.session_id.clone_from(&inner.session_id);
+            state.initial_prompt.clone_from(&inner.prompt);
+            state.initial_prompt_state = inner.prompt_state;
+            state
+        };
+        let dir = self.state_dir.clone();
+        match tokio::task::spawn_blocking(move || dir.save(&state)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the conversation could not be saved"),
+            Err(error) => tracing::error!(%error, "saving was interrupted"),
+        }
+    }
+
+    /// Saves the conversation whenever it changes.
+    pub(super) async fn save_on_change(self: Arc<Self>, stop: CancellationToken) {
+        let mut changes = self.changes.subscribe();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Ok(()) = changes.changed() => {}
+            }
+            self.persist().await;
+            // A working agent changes its message many times a second; a disk should not.
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(std::time::Duration::from_millis(250)) => {}
+            }
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn process(&self) -> Result<Arc<AgentProcess>, PtyError> {
+        self.lock().process.clone().ok_or(PtyError::Input)
+    }
+
+    async fn start_agent(self: &Arc<Self>) -> Result<(), StartError> {
+        let (old, generation, env, begun) = {
+            let mut inner = self.lock();
+            inner.generation += 1;
+            inner.agent_ready = false;
+            inner.ready_now = false;
+            self.refresh(&mut inner);
+            (inner.process.take(), inner.generation, inner.env.clone(), inner.conversation.begun())
+        };
+        self.ready.send_replace(false);
+        if let Some(old) = old {
+            old.stop().await;
+        }
+        let (config, profile, dirty) = (self.config.clone(), self.profile.clone(), Arc::clone(&self.dirty));
+        let process = tokio::task::spawn_blocking(move || prepare_and_start(&config, &profile, &env, begun, dirty))
+            .await
+            .map_err(|_| StartError::Interrupted)??;
+        let process = Arc::new(process);
+        tracing::info!(pid = process.pid(), "agent started");
+        {
+            let mut inner = self.lock();
+            inner.last_change = Instant::now();
+            inner.process = Some(Arc::clone(&process));
+            self.frames.send_replace(Arc::new(Frame::default()));
+        }
+        self.dirty.notify_one();
+        let host = Arc::clone(self);
+        let mut exit = process.exit();
+        tokio::spawn(async move {
+            if let Ok(Some(exit)) = exit.wait_for(Option::is_some).await.map(|exit| exit.clone()) {
+                host.agent_ended(generation, exit);
+            }
+        });
+        Ok(())
+    }
+
+    fn agent_ended(&self, generation: u64, exit: Exit) {
+        let mut inner = self.lock();
+        if inner.generation != generation {
+            return;
+        }
+        tracing::error!(code = exit.code, signal = exit.signal, "the agent ended by itself");
+        inner.agent_ready = false;
+        inner.process = None;
+        let message = format!("The agent ended with code {}. Its container is being restarted.", exit.code);
+        self.hub.publish(Body::Error { message, level: "error", time: (self.config.now)() });
+        self.refresh(&mut inner);
+        self.ready.send_replace(false);
+        self.failure.send_replace(Some(exit));
+    }
+}
+
+fn prepare_and_start(
+    config: &SessionConfig,
+    profile: &AgentProfile,
+    claim_env: &BTreeMap<String, String>,
+    begun: bool,
+    dirty: Arc<Notify>,
+) -> Result<AgentProcess, StartError> {
+    let env = seed::environment(profile, &config.env, claim_env);
+    let seeder = Seeder { home: &config.home, workdir: &config.workdir, env: &env };
+    seeder.seed(profile)?;
+    let mut argv = config.command.clone().unwrap_or_else(|| profile.command.clone());
+    if let Some(resume) = &profile.resume
+        && begun
+        && seeder.can_resume(resume)
+    {
+        argv.extend(resume.args.iter().cloned());
+    }
+    Ok(AgentProcess::start(&Command { argv, env, workdir: config.workdir.clone() }, dirty)?)
+}

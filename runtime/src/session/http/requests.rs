@@ -1,0 +1,113 @@
+//! `/status`, `/messages`, `/message` and `/internal/claim`.
+
+use axum::{
+    Extension, Json,
+    body::Bytes,
+    extract::{State, rejection::BytesRejection},
+    http::StatusCode,
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use super::{App, Caller, problem::Problem};
+use crate::session::{claim::Claim, host::ClaimRefused, pty::PtyError, send::SendError};
+
+pub(super) async fn status(State(app): State<App>) -> Json<Value> {
+    Json(json!({ "status": app.host.status(), "agent_type": app.host.agent_type(), "transport": "pty" }))
+}
+
+pub(super) async fn messages(State(app): State<App>) -> Json<Value> {
+    Json(json!({ "messages": app.host.messages() }))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum MessageType {
+    User,
+    Raw,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MessageRequest {
+    content: String,
+    r#type: MessageType,
+    /// coder's generated clients may send the schema's address along.
+    #[serde(default, rename = "$schema")]
+    _schema: Option<String>,
+}
+
+pub(super) async fn message(
+    State(app): State<App>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Value>, Problem> {
+    let request: MessageRequest = parse(body)?;
+    match request.r#type {
+        MessageType::User => app.host.send_user(&request.content).await.map_err(send_problem)?,
+        MessageType::Raw => app.host.write_raw(request.content.as_bytes()).map_err(|error| pty_problem(&error))?,
+    }
+    Ok(Json(json!({ "ok": true })))
+}
+
+pub(super) async fn claim(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Value>, Problem> {
+    let claim: Claim = parse(body)?;
+    claim.validate().map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-claim", error))?;
+    if let Caller::Session(session) = caller
+        && session != claim.session_id
+    {
+        return Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "forbidden",
+            "the token is for another session than the claim",
+        ));
+    }
+    let session_id = claim.session_id.clone();
+    // A task of its own: a client that goes away must not leave the pod half claimed.
+    let host = app.host.clone();
+    let claimed = tokio::spawn(async move { host.claim(claim).await }).await;
+    match claimed {
+        Ok(Ok(())) => Ok(Json(json!({ "ok": true, "sessionId": session_id, "ready": app.host.is_ready() }))),
+        Ok(Err(error @ ClaimRefused::Taken)) => Err(Problem::new(StatusCode::CONFLICT, "pod-taken", error)),
+        Ok(Err(error)) => {
+            tracing::error!(%error, "claim failed");
+            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "claim-failed", error))
+        }
+        Err(error) => {
+            tracing::error!(%error, "claim was interrupted");
+            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "claim-failed", "the claim was interrupted"))
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Problem> {
+    let bytes = body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "the body is larger than 1 MiB; upload a file")
+        }
+        status => Problem::new(status, "bad-request", rejection.body_text()),
+    })?;
+    let value: Value = serde_json::from_slice(&bytes)
+        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad-request", format!("not JSON: {error}")))?;
+    serde_json::from_value(value)
+        .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "validation-failed", error))
+}
+
+fn send_problem(error: SendError) -> Problem {
+    match error {
+        SendError::Empty => Problem::new(StatusCode::BAD_REQUEST, "empty-message", error),
+        SendError::Busy => Problem::new(StatusCode::CONFLICT, "agent-busy", error),
+        SendError::Pty(error) => pty_problem(&error),
+        SendError::NotShown(_) | SendError::NotStarted(_) => {
+            Problem::new(StatusCode::GATEWAY_TIMEOUT, "agent-did-not-react", error)
+        }
+        SendError::Interrupted => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "interrupted", error),
+    }
+}
+
+fn pty_problem(error: &PtyError) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "agent-unavailable", error)
+}

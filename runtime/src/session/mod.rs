@@ -1,0 +1,132 @@
+//! `agentapi-runtime session`: runs inside a session pod, owns one agent process in a terminal and serves the
+//! coder/agentapi contract for it. Imports nothing from the other rooms; talks to the runtime only through its
+//! internal API.
+
+mod agents;
+mod claim;
+mod config;
+mod events;
+mod format;
+mod host;
+mod http;
+mod messages;
+mod pty;
+mod reap;
+mod screen;
+mod seed;
+mod send;
+mod state;
+mod sync;
+mod token;
+mod track;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use config::{ConfigError, SessionArgs, SessionConfig, Timing};
+use host::Host;
+
+/// Clients of `/events` get this long to receive the last event before the process ends.
+const LAST_EVENTS: Duration = Duration::from_millis(300);
+/// Requests in flight get this long when the host stops.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Why a session host ends, or does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration makes no sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The agent's profile.
+    #[error(transparent)]
+    Agent(#[from] agents::AgentError),
+    /// The public key.
+    #[error(transparent)]
+    Key(#[from] token::KeyError),
+    /// The state folder.
+    #[error(transparent)]
+    State(#[from] state::StateError),
+    /// The claim in the Secret or the state folder.
+    #[error(transparent)]
+    Claim(#[from] claim::ClaimError),
+    /// The state folder and the Secret name different sessions.
+    #[error("the state folder belongs to session {state} but the Secret to session {secret}; delete the pod")]
+    OtherSession {
+        /// Session in the state folder.
+        state: String,
+        /// Session in the Secret.
+        secret: String,
+    },
+    /// The agent could not be started.
+    #[error(transparent)]
+    Start(#[from] host::StartError),
+    /// The address is taken or not ours.
+    #[error("cannot listen on {address}: {source}; set AGENTAPI_LISTEN to a free address")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The agent has ended by itself; the kubelet restarts the container.
+    #[error("the agent ended with code {code}{}", signal.as_ref().map(|s| format!(" ({s})")).unwrap_or_default())]
+    AgentExited {
+        /// Exit code.
+        code: u32,
+        /// Signal.
+        signal: Option<String>,
+    },
+}
+
+/// Runs a session until `shutdown` is cancelled or the agent ends.
+pub async fn run(config: SessionConfig, shutdown: CancellationToken) -> Result<(), Error> {
+    let verifier = config.public_key.as_deref().map(|key| token::Verifier::new(key, &config.pod_name)).transpose()?;
+    if verifier.is_none() {
+        tracing::warn!("no session key: every local process may use this session");
+    }
+    let address = config.listen;
+    let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
+    let host = Host::open(config).await?;
+
+    // The background work ends with `background`, the HTTP side with `serving`.
+    let background = CancellationToken::new();
+    let serving = CancellationToken::new();
+    let tasks = tokio_util::task::TaskTracker::new();
+    tasks.spawn(Arc::clone(&host).track(background.clone()));
+    tasks.spawn(Arc::clone(&host).save_on_change(background.clone()));
+    tasks.spawn(sync::push_on_change(Arc::clone(&host), background.clone()));
+    tasks.spawn(reap::reap_orphans(Arc::clone(&host), background.clone()));
+    let local = listener.local_addr().map_err(|source| Error::Listen { address, source })?;
+    let app = http::router(Arc::clone(&host), verifier, serving.clone());
+    let mut server = tokio::spawn({
+        let serving = serving.clone();
+        async move { axum::serve(listener, app).with_graceful_shutdown(serving.cancelled_owned()).await }
+    });
+    tracing::info!(address = %local, agent = host.agent_type(), "session host is listening");
+    host.begin().await?;
+
+    let mut failure = host.failure();
+    let exit = tokio::select! {
+        () = shutdown.cancelled() => None,
+        exit = failure.wait_for(Option::is_some) => exit.ok().and_then(|exit| exit.clone()),
+    };
+    background.cancel();
+    tasks.close();
+    match &exit {
+        None => {
+            tracing::info!("stopping");
+            host.stop().await;
+        }
+        Some(_) => tokio::time::sleep(LAST_EVENTS).await,
+    }
+    host.persist().await;
+    serving.cancel();
+    if tokio::time::timeout(DRAIN, &mut server).await.is_err() {
+        server.abort();
+    }
+    sync::push_last(&host).await;
+    tasks.wait().await;
+    exit.map_or(Ok(()), |exit| Err(Error::AgentExited { code: exit.code, signal: exit.signal }))
+}

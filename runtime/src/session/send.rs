@@ -1,0 +1,197 @@
+//! Types a user message into the agent: paste, wait until the agent shows it, Enter, wait until the agent
+//! reacts. One at a time; goes on when the client that asked for it goes away.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    agents::Paste,
+    events::{Body, Status},
+    host::Host,
+    pty::{AgentProcess, PtyError},
+    screen::Frame,
+    state::PromptState,
+};
+
+/// A screen that never comes to rest while the text is in the input box is taken as it is after this time.
+const RESTLESS: Duration = Duration::from_secs(3);
+
+/// Why a message was not sent.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SendError {
+    /// Nothing to send.
+    #[error("the message is empty; send some text")]
+    Empty,
+    /// The agent works, or another message is being sent.
+    #[error("the agent is busy; wait until its status is stable")]
+    Busy,
+    /// The process takes no input.
+    #[error(transparent)]
+    Pty(#[from] PtyError),
+    /// The text did not show up.
+    #[error("the agent did not show the message within {0} s; look at its screen")]
+    NotShown(u64),
+    /// Enter had no effect.
+    #[error("the agent did not start on the message within {0} s; look at its screen")]
+    NotStarted(u64),
+    /// The work was interrupted.
+    #[error("sending was interrupted; look at the messages before you send again")]
+    Interrupted,
+}
+
+/// Ends the "sending" state however the sending ends.
+struct Sending<'a>(&'a Host);
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.0.lock();
+        inner.sending = false;
+        self.0.refresh(&mut inner);
+    }
+}
+
+impl Host {
+    /// Sends a user message; returns once the agent has started on it.
+    pub(super) async fn send_user(self: &Arc<Self>, content: &str) -> Result<(), SendError> {
+        let content = content.trim().to_owned();
+        if content.is_empty() {
+            return Err(SendError::Empty);
+        }
+        let host = Arc::clone(self);
+        // A task of its own: half a message in the input box is worse than one whose sender is gone.
+        tokio::spawn(async move {
+            let Ok(_typing) = host.typing.try_lock() else { return Err(SendError::Busy) };
+            let sending = {
+                let mut inner = host.lock();
+                if inner.status != Status::Stable {
+                    return Err(SendError::Busy);
+                }
+                inner.sending = true;
+                host.refresh(&mut inner);
+                Sending(&host)
+            };
+            host.type_message(&content, sending).await
+        })
+        .await
+        .map_err(|_| SendError::Interrupted)?
+    }
+
+    /// Sends the initial prompt, once, when the agent is ready.
+    pub(super) fn spawn_initial_prompt(self: &Arc<Self>) {
+        if self.lock().prompt_state != PromptState::Pending {
+            return;
+        }
+        let host = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut ready = host.ready.subscribe();
+            if ready.wait_for(|ready| *ready).await.is_err() {
+                return;
+            }
+            let _typing = host.typing.lock().await;
+            let (prompt, sending) = {
+                let mut inner = host.lock();
+                let Some(prompt) = inner.prompt.clone().filter(|_| inner.prompt_state == PromptState::Pending) else {
+                    return;
+                };
+                inner.prompt_state = PromptState::Sending;
+                inner.sending = true;
+                (prompt.trim().to_owned(), Sending(&host))
+            };
+            // On disk before the first key: a restart must not send it again.
+            host.persist().await;
+            let result = host.type_message(&prompt, sending).await;
+            {
+                let mut inner = host.lock();
+                inner.prompt_state = if result.is_ok() { PromptState::Sent } else { PromptState::Failed };
+                if let Err(error) = &result {
+                    tracing::error!(%error, "the initial prompt was not sent");
+                    let message = format!("The initial prompt was not sent: {error}");
+                    host.hub.publish(Body::Error { message, level: "error", time: (host.config.now)() });
+                }
+                host.refresh(&mut inner);
+            }
+            host.dirty.notify_one();
+            host.persist().await;
+        });
+    }
+
+    async fn type_message(&self, content: &str, sending: Sending<'_>) -> Result<(), SendError> {
+        let timing = self.config.timing;
+        let now = (self.config.now)();
+        let process = self.process()?;
+        let mut frames = self.frames.subscribe();
+        let before = process.mark();
+
+        process.write(self.keystrokes(content, &before))?;
+        let deadline = Instant::now() + timing.paste;
+        let shown = changed_from(&mut frames, &before, deadline).await;
+        if !shown {
+            return Err(SendError::NotShown(timing.paste.as_secs()));
+        }
+        self.wait_for_rest(&mut frames).await;
+
+        let typed = Arc::clone(&frames.borrow_and_update());
+        press_enter(&process, &mut frames, &typed, timing.enter, timing.enter_again).await?;
+
+        let mut inner = self.lock();
+        let id = inner.conversation.user_message(&self.profile, content, before.screen(), now);
+        self.publish_message(&inner, Some(id));
+        inner.sending = false;
+        inner.last_change = Instant::now();
+        self.observe(&mut inner);
+        drop(inner);
+        drop(sending);
+        // The tracker has to plan the next look at the status.
+        self.dirty.notify_one();
+        tracing::info!(id, characters = content.chars().count(), "message sent");
+        Ok(())
+    }
+
+    /// The bytes that type a message. Control characters can't be part of it: they would end the paste or be commands.
+    fn keystrokes(&self, content: &str, frame: &Frame) -> Vec<u8> {
+        let clean = |c: &char| matches!(c, '\n' | '\t') || !c.is_control();
+        let text: String = content.replace("\r\n", "\n").replace('\r', "\n").chars().filter(clean).collect();
+        if self.profile.input.paste == Paste::Always || frame.bracketed_paste {
+            format!("\x1b[200~{text}\x1b[201~").into_bytes()
+        } else {
+            text.into_bytes()
+        }
+    }
+
+    /// Waits until the screen has been quiet for a moment.
+    async fn wait_for_rest(&self, frames: &mut watch::Receiver<Arc<Frame>>) {
+        let limit = Instant::now() + RESTLESS;
+        let settle = self.profile.input.paste_settle();
+        while Instant::now() < limit {
+            let shown = Arc::clone(&frames.borrow_and_update());
+            if !changed_from(frames, &shown, Instant::now() + settle).await {
+                return;
+            }
+        }
+    }
+}
+
+/// Waits until the screen differs from `from`. False when it still does not at the deadline.
+async fn changed_from(frames: &mut watch::Receiver<Arc<Frame>>, from: &Frame, deadline: Instant) -> bool {
+    let differs = frames.wait_for(|frame| frame.screen() != from.screen());
+    matches!(tokio::time::timeout_at(deadline, differs).await, Ok(Ok(_)))
+}
+
+/// Presses Enter until the screen changes.
+async fn press_enter(
+    process: &AgentProcess,
+    frames: &mut watch::Receiver<Arc<Frame>>,
+    typed: &Frame,
+    limit: Duration,
+    again: Duration,
+) -> Result<(), SendError> {
+    let deadline = Instant::now() + limit;
+    while Instant::now() < deadline {
+        process.write(*b"\r")?;
+        if changed_from(frames, typed, (Instant::now() + again).min(deadline)).await {
+            return Ok(());
+        }
+    }
+    Err(SendError::NotStarted(limit.as_secs()))
+}

@@ -1,0 +1,151 @@
+//! Pushes the transcript to the runtime, so that it outlives the pod. In the background: a runtime that is
+//! away delays the transcript and nothing else.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::{events::Status, host::Host, messages::Message};
+
+/// Changes are collected for this long before they are pushed.
+const DEBOUNCE: Duration = Duration::from_millis(500);
+/// One push may take this long.
+const PUSH_TIMEOUT: Duration = Duration::from_secs(10);
+/// The last push, when the pod ends, may take this long.
+const LAST_PUSH: Duration = Duration::from_secs(2);
+/// Pause after the runtime has refused a push for good (session gone, token expired).
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+
+#[derive(Serialize)]
+struct Transcript<'a> {
+    messages: &'a [Message],
+    status: Status,
+}
+
+enum PushError {
+    /// Try again soon.
+    Temporary(String),
+    /// The runtime does not want it.
+    Refused(u16),
+}
+
+/// Where to push, once the pod is claimed.
+struct Target {
+    url: url::Url,
+    token: SecretString,
+}
+
+/// Pushes what changed since the last push.
+struct Pusher {
+    client: reqwest::Client,
+    pushed: HashMap<usize, Timestamp>,
+    pushed_status: Option<Status>,
+}
+
+impl Pusher {
+    fn new() -> Result<Self, reqwest::Error> {
+        // Straight to the runtime: a proxy in the workspace's environment is for the agent.
+        let client = reqwest::Client::builder().timeout(PUSH_TIMEOUT).no_proxy().build()?;
+        Ok(Self { client, pushed: HashMap::new(), pushed_status: None })
+    }
+
+    async fn push(&mut self, host: &Host) -> Result<(), PushError> {
+        let Some(target) = target(host) else { return Ok(()) };
+        let status = host.status();
+        let mut messages = host.messages();
+        messages.retain(|message| self.pushed.get(&message.id) != Some(&message.time));
+        if messages.is_empty() && self.pushed_status == Some(status) {
+            return Ok(());
+        }
+        let response = self
+            .client
+            .put(target.url)
+            .bearer_auth(target.token.expose_secret())
+            .json(&Transcript { messages: &messages, status })
+            .send()
+            .await
+            .map_err(|error| PushError::Temporary(error.without_url().to_string()))?;
+        match response.status().as_u16() {
+            200..=299 => {
+                self.pushed.extend(messages.iter().map(|message| (message.id, message.time)));
+                self.pushed_status = Some(status);
+                Ok(())
+            }
+            code @ (400 | 401 | 403 | 404 | 409 | 410 | 413 | 422) => Err(PushError::Refused(code)),
+            code => Err(PushError::Temporary(format!("status {code}"))),
+        }
+    }
+}
+
+fn target(host: &Host) -> Option<Target> {
+    let base = host.config.runtime_url.as_ref()?;
+    let (session, token) = {
+        let inner = host.lock();
+        (inner.session_id.clone()?, inner.token.clone()?)
+    };
+    let mut url = base.clone();
+    url.path_segments_mut().ok()?.pop_if_empty().extend(["internal", "v1", "sessions", &session, "messages"]);
+    Some(Target { url, token })
+}
+
+/// Pushes whenever something changed, until it is cancelled.
+pub(super) async fn push_on_change(host: Arc<Host>, stop: CancellationToken) {
+    if host.config.runtime_url.is_none() {
+        tracing::info!("no runtime to push the transcript to");
+        return;
+    }
+    let mut pusher = match Pusher::new() {
+        Ok(pusher) => pusher,
+        Err(error) => {
+            tracing::error!(%error, "the transcript cannot be pushed");
+            return;
+        }
+    };
+    let backoff = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(250))
+        .with_max_delay(Duration::from_secs(30))
+        .with_jitter()
+        .without_max_times();
+    let mut changes = host.changes.subscribe();
+    changes.mark_changed();
+    while stop.run_until_cancelled(changes.changed()).await.is_some_and(|changed| changed.is_ok()) {
+        if stop.run_until_cancelled(tokio::time::sleep(DEBOUNCE)).await.is_none() {
+            return;
+        }
+        changes.mark_unchanged();
+        let mut delays = backoff.build();
+        loop {
+            let pause = match stop.run_until_cancelled(pusher.push(&host)).await {
+                None => return,
+                Some(Ok(())) => break,
+                Some(Err(PushError::Refused(code))) => {
+                    tracing::warn!(code, "the runtime refused the transcript");
+                    REFUSED_PAUSE
+                }
+                Some(Err(PushError::Temporary(reason))) => {
+                    let pause = delays.next().unwrap_or(REFUSED_PAUSE);
+                    tracing::warn!(reason, pause_ms = pause.as_millis(), "the transcript was not pushed; trying again");
+                    pause
+                }
+            };
+            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+/// One last push of everything when the pod ends.
+pub(super) async fn push_last(host: &Host) {
+    let Ok(mut pusher) = Pusher::new() else { return };
+    match tokio::time::timeout(LAST_PUSH, pusher.push(host)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(PushError::Refused(code))) => tracing::warn!(code, "the runtime refused the last transcript"),
+        Ok(Err(PushError::Temporary(reason))) => tracing::warn!(reason, "the last transcript was not pushed"),
+        Err(_) => tracing::warn!("the last transcript was not pushed in time"),
+    }
+}

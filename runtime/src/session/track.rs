@@ -1,0 +1,113 @@
+//! Follows the agent's screen: snapshots after it changed, the conversation from the snapshots, readiness and
+//! status from how long it has been quiet. The only writer of all three.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    events::{Body, Status},
+    format,
+    host::{Host, Inner},
+};
+
+impl Host {
+    /// Follows the agent's screen until it is cancelled.
+    pub(super) async fn track(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            let next = self.next_evaluation();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.dirty.notified() => {
+                    tokio::time::sleep(self.config.timing.snapshot).await;
+                    self.snapshot();
+                }
+                () = sleep_until(next) => {}
+            }
+            self.refresh(&mut self.lock());
+        }
+    }
+
+    /// When the status can change although the screen does not.
+    fn next_evaluation(&self) -> Option<Instant> {
+        let inner = self.lock();
+        if inner.status == Status::Stable || inner.process.is_none() || !inner.ready_now {
+            // Only a change of the screen can change anything.
+            None
+        } else if !inner.agent_ready {
+            Some(inner.last_change + self.profile.input.ready_settle())
+        } else if !inner.sending && !inner.prompt_state.is_open() {
+            Some(inner.last_change + self.config.timing.stable)
+        } else {
+            None
+        }
+    }
+
+    fn snapshot(&self) {
+        let Ok(process) = self.process() else { return };
+        let frame = process.frame();
+        let mut inner = self.lock();
+        if !inner.process.as_ref().is_some_and(|current| Arc::ptr_eq(current, &process)) {
+            return;
+        }
+        let changed = self.frames.borrow().lines != frame.lines;
+        let frame = Arc::new(frame);
+        self.frames.send_replace(Arc::clone(&frame));
+        if changed {
+            inner.last_change = Instant::now();
+            inner.ready_now = format::is_ready(&self.profile, frame.screen());
+            self.observe(&mut inner);
+        }
+    }
+
+    /// Takes the screen into the conversation.
+    pub(super) fn observe(&self, inner: &mut Inner) {
+        if inner.sending {
+            return;
+        }
+        let frame = Arc::clone(&self.frames.borrow());
+        let changed = inner.conversation.observe(&self.profile, &frame.lines, (self.config.now)());
+        self.publish_message(inner, changed);
+    }
+
+    pub(super) fn publish_message(&self, inner: &Inner, id: Option<usize>) {
+        if let Some(message) = id.and_then(|id| inner.conversation.messages().get(id)) {
+            self.hub.publish(Body::message(message));
+            self.changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Works out readiness and status, and tells about changes.
+    pub(super) fn refresh(&self, inner: &mut Inner) {
+        let quiet = inner.last_change.elapsed();
+        let alive = inner.process.is_some();
+        if alive && !inner.agent_ready && inner.ready_now && quiet >= self.profile.input.ready_settle() {
+            inner.agent_ready = true;
+            self.ready.send_replace(true);
+        }
+        let stable = alive
+            && inner.agent_ready
+            && inner.ready_now
+            && !inner.sending
+            && !inner.prompt_state.is_open()
+            && quiet >= self.config.timing.stable;
+        if stable {
+            let settled = inner.conversation.settle((self.config.now)());
+            self.publish_message(inner, settled);
+        }
+        let status = if stable { Status::Stable } else { Status::Running };
+        if status != inner.status {
+            inner.status = status;
+            self.hub.publish(Body::Status { status, agent_type: self.profile.name.clone() });
+            self.changes.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
