@@ -88,7 +88,7 @@ pub enum Reply {
 impl Conversation {
     /// Adds a user turn unless nothing is left of it without the agent's own reminders.
     pub(super) fn push_user(&mut self, text: &str) {
-        let text = without_reminders(text);
+        let text = without_paste_tags(&without_reminders(text));
         if !text.is_empty() {
             self.entries.push(Entry::User(text));
         }
@@ -236,7 +236,7 @@ fn run(conversation: &Conversation, line: &str, say: &str) -> Reply {
 }
 
 fn quote(command: &Command<'_>, result: &str, failed: bool) -> String {
-    let result = without_line_numbers(&without_reminders(result));
+    let result = without_reminders(&without_line_numbers(result));
     if failed {
         return format!("The tool failed: {result}");
     }
@@ -255,7 +255,7 @@ fn without_line_numbers(text: &str) -> String {
         (!number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())).then(|| rest.to_owned())
     };
     let lines: Vec<_> = text.lines().map(|line| bare(line).unwrap_or_else(|| line.to_owned())).collect();
-    lines.join("\n").trim().to_owned()
+    lines.join("\n")
 }
 
 /// Agents put reminders of their own into the user's turn; the script must not see them.
@@ -269,6 +269,18 @@ fn without_reminders(text: &str) -> String {
         rest = inside.split_once(CLOSE).map_or("", |(_, after)| after);
     }
     kept.push_str(rest);
+    kept.trim().to_owned()
+}
+
+/// Claude Code wraps what was pasted over several lines in `<pasted_content id="…">` … `</pasted_content id="…">`.
+fn without_paste_tags(text: &str) -> String {
+    let mut kept = text.to_owned();
+    for tag in ["<pasted_content", "</pasted_content"] {
+        while let Some(start) = kept.find(tag) {
+            let Some(length) = kept[start..].find('>') else { break };
+            kept.replace_range(start..=start + length, "");
+        }
+    }
     kept.trim().to_owned()
 }
 

@@ -50,7 +50,7 @@ fn a_file_is_read_with_the_agents_own_tool(#[case] offered: Tool, #[case] expect
 
 #[test]
 fn a_tool_result_is_quoted_without_line_numbers_and_reminders() {
-    let result = "     1→alpha\n     2\tbeta\n<system-reminder>be careful</system-reminder>";
+    let result = "     1→alpha\n     2\tbeta\n3\t<system-reminder>be careful</system-reminder>";
     let history = [
         user("read file /x"),
         Entry::ToolCall("Read".into()),
@@ -78,4 +78,11 @@ fn reminders_of_the_agent_are_not_the_users_words() {
     conversation.push_user("echo: hi");
     conversation.push_user("<system-reminder>echo: no</system-reminder>\n");
     assert_eq!(conversation.last_user(), Some("echo: hi"));
+}
+
+#[test]
+fn pasted_text_is_the_users_text() {
+    let mut conversation = Conversation::default();
+    conversation.push_user("<pasted_content id=\"0a\">\necho: 1\n\n2\n</pasted_content id=\"0a\">");
+    assert_eq!(conversation.last_user(), Some("echo: 1\n\n2"));
 }
