@@ -76,10 +76,10 @@ create table sessions (
     constraint sessions_request_hash_length check (length(request_hash) between 1 and 128),
     constraint sessions_error_length check (length(error) <= 4096)
 );
--- The lists of the API (newest first), the counts of quotas, the loop that adopts unfinished sessions.
-create index sessions_by_user on sessions (org_id, user_id, created_at desc, id desc);
-create index sessions_by_time on sessions (org_id, created_at desc, id desc);
-create index sessions_live on sessions (org_id, workspace_id, phase) where ended_at is null;
+-- The list of a user's sessions, newest first (ids are UUIDv7; for admins the primary key serves), and the counts of
+-- quotas and the loop that looks after unfinished sessions.
+create index sessions_by_user on sessions (org_id, user_id, id desc);
+create index sessions_live on sessions (org_id, workspace_id) where ended_at is null;
 
 create table messages (
     org_id     uuid not null references organizations (id) on delete cascade,

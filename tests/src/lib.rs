@@ -3,3 +3,4 @@
 pub mod api;
 pub mod cluster;
 pub mod fakemodel;
+pub mod pg;

@@ -1,0 +1,269 @@
+//! A real Postgres for tests: one throw-away server per test process, one migrated database per test.
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! let db = agentapi_tests::pg::Database::create().await?;      // migrated, with the two platform logins
+//! let acme = db.organization("acme").await?;                    // rows, roles, users, a workspace
+//! let runtime = db.connect(&db.runtime_url()).await?;           // as agentapi_runtime
+//! # Ok(()) }
+//! ```
+//! Roles belong to the server and not to a database: tests share `org_acme`. A test that changes or drops roles takes
+//! a server of its own (`Database::create_on(Server::start(...))`) or a slug of its own (`unique_slug`).
+use agentapi_operator::migrate::{self, MigrateConfig};
+use anyhow::{Context, Result, bail};
+use secrecy::SecretString;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+mod tenant;
+pub use tenant::{Organization, User, become_tenant};
+
+/// How to start a [`Server`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ServerOptions {
+    /// Write every statement to the log, for tests that look for secrets in it.
+    pub log_statements: bool,
+}
+
+/// A Postgres that goes away with this value, or with the process.
+#[derive(Debug)]
+pub struct Server {
+    port: u16,
+    directory: PathBuf,
+    password: String,
+    process: Child,
+    template: tokio::sync::OnceCell<()>,
+    databases: AtomicU32,
+}
+
+static SHARED: tokio::sync::OnceCell<Arc<Server>> = tokio::sync::OnceCell::const_new();
+
+impl Server {
+    /// The server of this test process, started by whoever asks first.
+    pub async fn shared() -> Result<Arc<Server>> {
+        SHARED.get_or_try_init(|| Server::start(ServerOptions::default())).await.cloned()
+    }
+
+    /// A server of one's own.
+    pub async fn start(options: ServerOptions) -> Result<Arc<Server>> {
+        // A port that was free a moment ago may be taken when Postgres binds it.
+        for _ in 0..4 {
+            let server = Self::spawn(options)?;
+            if server.wait_until_up().await? {
+                return Ok(Arc::new(server));
+            }
+        }
+        bail!("Postgres found no free port in four tries")
+    }
+
+    fn spawn(options: ServerOptions) -> Result<Server> {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let password = Uuid::new_v4().simple().to_string();
+        let bin = bin_dir()?;
+        let mut command = Command::new("sh");
+        if is_root() {
+            // Postgres refuses to run as root; Debian's package brings the user.
+            command = Command::new("setpriv");
+            command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--", "sh"]);
+        }
+        let mut process = command
+            .args(["-c", include_str!("pg/server.sh"), "server.sh"])
+            .arg(&bin)
+            .arg(port.to_string())
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("LC_ALL", "C.UTF-8")
+            .env("TMPDIR", std::env::temp_dir())
+            .env("PGPASSWORD", &password)
+            .env("LOG_STATEMENT", if options.log_statements { "all" } else { "none" })
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("can't start Postgres; is Debian's postgresql-15 installed?")?;
+        let stdout = process.stdout.take().context("no standard output")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        if line.is_empty() {
+            bail!("initdb failed: {:?}; its output is above", process.wait()?);
+        }
+        let directory = PathBuf::from(line.trim());
+        Ok(Server {
+            port,
+            directory,
+            password,
+            process,
+            template: tokio::sync::OnceCell::new(),
+            databases: AtomicU32::new(0),
+        })
+    }
+
+    /// False: the port was taken after all.
+    async fn wait_until_up(&self) -> Result<bool> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let error = match PgConnection::connect(&self.admin_url("postgres")).await {
+                Ok(connection) => {
+                    connection.close().await?;
+                    return Ok(true);
+                }
+                Err(error) => error,
+            };
+            let log = self.log()?;
+            if log.contains("could not bind") {
+                return Ok(false);
+            }
+            if Instant::now() > deadline {
+                bail!("Postgres did not come up: {error}\n{log}");
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What the server has logged so far.
+    pub fn log(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(self.directory.join("log"))?)
+    }
+
+    /// Its port on the loopback address.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// URL of the superuser.
+    pub fn admin_url(&self, database: &str) -> String {
+        self.url("postgres", &self.password, database)
+    }
+
+    /// URL of any login.
+    pub fn url(&self, user: &str, password: &str, database: &str) -> String {
+        format!("postgres://{user}:{password}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// What `agentapi-operator migrate` gets for a database of this server.
+    pub fn migrate_config(&self, database: &str) -> MigrateConfig {
+        MigrateConfig {
+            admin_url: SecretString::from(self.admin_url("postgres")),
+            operator_url: SecretString::from(self.url(migrate::OPERATOR_ROLE, &self.operator_password(), database)),
+            runtime_url: SecretString::from(self.url(migrate::RUNTIME_ROLE, &self.runtime_password(), database)),
+            wait_seconds: 60,
+        }
+    }
+
+    fn operator_password(&self) -> String {
+        format!("op-{}", self.password)
+    }
+
+    fn runtime_password(&self) -> String {
+        format!("rt-{}", self.password)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // The end of its standard input tells the script to clean up.
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
+
+/// A migrated database, gone with its server.
+#[derive(Clone, Debug)]
+pub struct Database {
+    server: Arc<Server>,
+    name: String,
+}
+
+impl Database {
+    /// A database on the server of this process.
+    pub async fn create() -> Result<Database> {
+        Self::create_on(Server::shared().await?).await
+    }
+
+    /// A database on this server.
+    pub async fn create_on(server: Arc<Server>) -> Result<Database> {
+        server
+            .template
+            .get_or_try_init(async || {
+                migrate::run(&server.migrate_config("agentapi_template")).await.context("migrating the template")?;
+                anyhow::Ok(())
+            })
+            .await?;
+        let name = format!("t{}", server.databases.fetch_add(1, Ordering::Relaxed));
+        let mut admin = PgConnection::connect(&server.admin_url("postgres")).await?;
+        admin
+            .execute(AssertSqlSafe(format!("create database {name} template agentapi_template owner agentapi_owner")))
+            .await?;
+        // Rights on a database are not part of its template.
+        let mut connection = PgConnection::connect(&server.admin_url(&name)).await?;
+        connection.execute("set role agentapi_owner").await?;
+        connection.execute(migrate::DATABASE_RIGHTS).await?;
+        connection.close().await?;
+        admin.close().await?;
+        Ok(Database { server, name })
+    }
+
+    /// Its server.
+    pub fn server(&self) -> &Arc<Server> {
+        &self.server
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// URL of the superuser.
+    pub fn admin_url(&self) -> String {
+        self.server.admin_url(&self.name)
+    }
+
+    /// URL of `agentapi_operator`.
+    pub fn operator_url(&self) -> String {
+        self.server.url(migrate::OPERATOR_ROLE, &self.server.operator_password(), &self.name)
+    }
+
+    /// URL of `agentapi_runtime`.
+    pub fn runtime_url(&self) -> String {
+        self.server.url(migrate::RUNTIME_ROLE, &self.server.runtime_password(), &self.name)
+    }
+
+    /// URL of an organization's read-only login.
+    pub fn read_only_url(&self, organization: &Organization) -> String {
+        self.server.url(&organization.read_only_role, &organization.read_only_password, &self.name)
+    }
+
+    /// One connection.
+    pub async fn connect(&self, url: &str) -> Result<PgConnection> {
+        Ok(PgConnection::connect(url).await?)
+    }
+
+    /// A name that no other test of this process uses.
+    pub fn unique_slug(&self, prefix: &str) -> String {
+        format!("{prefix}-{}", self.name)
+    }
+}
+
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)
+}
+
+/// Where `initdb` and `postgres` are: `AGENTAPI_TEST_PG_BIN`, or Debian's place.
+fn bin_dir() -> Result<PathBuf> {
+    let candidates = std::env::var_os("AGENTAPI_TEST_PG_BIN")
+        .map(PathBuf::from)
+        .into_iter()
+        .chain(["17", "16", "15"].map(|v| Path::new("/usr/lib/postgresql").join(v).join("bin")));
+    candidates
+        .into_iter()
+        .find(|dir| dir.join("initdb").exists())
+        .context("no Postgres found; apt-get install postgresql-15, or set AGENTAPI_TEST_PG_BIN to its bin directory")
+}
