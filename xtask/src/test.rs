@@ -1,0 +1,156 @@
+//! `cargo xtask test`: everything that a change has to pass, in the order in which it fails fastest.
+
+use std::{path::PathBuf, process::Command, time::Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{cluster, debian, paths, sh, up};
+
+/// The client of coder/agentapi that the conformance test drives, from PyPI.
+const CYBERIAN: &str = "cyberian==0.2.2";
+
+/// Arguments of `cargo xtask test`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run only this part.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+    /// Which Kubernetes to use.
+    #[arg(long, value_enum, default_value_t)]
+    cluster: cluster::Kind,
+    /// Cargo profile of the binaries in the images.
+    #[arg(long, default_value = "release")]
+    profile: String,
+}
+
+/// A part of the tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Formatting, clippy, generated files, charts.
+    Lint,
+    /// Unit, property, snapshot, database and API tests; no cluster.
+    Fast,
+    /// Tests on the cluster, which is made if it is not there.
+    Cluster,
+}
+
+/// Runs the parts; the first failure ends the run.
+pub(crate) fn main(args: &Args) -> Result<()> {
+    let wanted = |part| args.only.is_none_or(|only| only == part);
+    if wanted(Part::Fast) {
+        debian::ensure(&[("/usr/lib/postgresql/15/bin/postgres", "postgresql-15")])?;
+    }
+    if wanted(Part::Lint) {
+        lint()?;
+    }
+    if wanted(Part::Fast) {
+        cargo("unit, property, database and API tests", &["test", "--workspace", "--all-targets"], &[])?;
+    }
+    if wanted(Part::Cluster) {
+        up::main(&up::Args::new(args.cluster, &args.profile))?;
+        let client = conformance_client()?;
+        let names = cluster_tests()?;
+        let mut words = vec!["test", "--workspace", "--features", "agentapi-tests/cluster"];
+        for name in &names {
+            words.extend(["--test", name]);
+        }
+        let env = [("CYBERIAN", client), ("KUBECONFIG", paths::kubeconfig()?)];
+        cargo("tests on the cluster", &[&words[..], &["--", "--test-threads=1"]].concat(), &env)?;
+    }
+    Ok(())
+}
+
+fn lint() -> Result<()> {
+    cargo("rustfmt", &["fmt", "--all", "--check"], &[])?;
+    let clippy = ["clippy", "--workspace", "--all-targets", "--features", "agentapi-tests/cluster", "--", "-D", "warnings"];
+    cargo("clippy", &clippy, &[])?;
+    cargo("generated CRDs are current", &["run", "-p", "agentapi-crds", "--bin", "crdgen", "--", "--check"], &[])?;
+    let helm = cluster::helm()?;
+    for chart in ["agentapi", "agentapi-crds"] {
+        section(&format!("helm lint {chart}"), || {
+            let chart = paths::repo().join("charts").join(chart);
+            sh::output(Command::new(&helm).args(["lint", "--quiet"]).arg(chart)).map(drop)
+        })?;
+    }
+    Ok(())
+}
+
+/// Test files that use the cluster carry the feature gate in their first lines; the name of the file is the test's name.
+fn cluster_tests() -> Result<Vec<String>> {
+    let dir = paths::repo().join("tests/tests");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&dir).with_context(|| dir.display().to_string())? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "rs")
+            && std::fs::read_to_string(&path)?.contains("#![cfg(feature = \"cluster\")]")
+        {
+            names.push(path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn conformance_client() -> Result<PathBuf> {
+    let dir = paths::cache()?.join("cyberian");
+    let program = dir.join("bin/cyberian");
+    if !program.exists() {
+        section(&format!("pip install {CYBERIAN}"), || {
+            debian::ensure(&[("/usr/bin/python3", "python3-venv")])?;
+            let log = paths::logs()?.join("cyberian.log");
+            sh::logged(Command::new("python3").args(["-m", "venv"]).arg(&dir), &log)?;
+            sh::logged(Command::new(dir.join("bin/pip")).args(["install", "--quiet", CYBERIAN]), &log)
+        })?;
+    }
+    Ok(program)
+}
+
+fn cargo(name: &str, args: &[&str], env: &[(&str, PathBuf)]) -> Result<()> {
+    section(name, || {
+        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.current_dir(paths::repo()).args(args).envs(env.iter().map(|(k, v)| (k, v)));
+        let status = command.status().context("cannot start cargo")?;
+        if !status.success() {
+            bail!("`cargo {}` failed ({status})", args.join(" "));
+        }
+        Ok(())
+    })
+}
+
+fn section(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    println!("\n== {name}");
+    let start = Instant::now();
+    work().with_context(|| name.to_owned())?;
+    println!("== {name}: passed ({:.0} s)", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Arguments of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    what: Bench,
+}
+
+#[derive(clap::Subcommand)]
+enum Bench {
+    /// Session create to agent ready, on warm and on cold pods of the running cluster.
+    Session {
+        /// Sessions of each kind.
+        #[arg(long, default_value_t = 30)]
+        runs: usize,
+    },
+}
+
+/// Runs a benchmark against the cluster of `cargo xtask up`.
+pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
+    let Bench::Session { runs } = args.what;
+    let runs = runs.to_string();
+    let words = ["run", "--quiet", "-p", "agentapi-tests", "--bin", "session-bench", "--", "--runs", &runs];
+    cargo("session create to agent ready", &words, &[("KUBECONFIG", paths::kubeconfig()?)])
+}
+
+/// Writes the generated files again.
+pub(crate) fn generate() -> Result<()> {
+    cargo("CRDs from crds/src", &["run", "-p", "agentapi-crds", "--bin", "crdgen"], &[])
+}
