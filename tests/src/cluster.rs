@@ -3,9 +3,9 @@
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{
-    io::Write,
+    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -122,9 +122,9 @@ impl Cluster {
     pub fn list(&self, kind: &str, namespace: &str, selector: &str) -> Result<Vec<Value>> {
         let mut args = vec!["get", kind, "-o", "json", "-l", selector];
         if namespace.is_empty() {
-            args.push("-A")
+            args.push("-A");
         } else {
-            args.extend(["-n", namespace])
+            args.extend(["-n", namespace]);
         }
         let out: Value = serde_json::from_str(&self.kubectl(&args)?)?;
         Ok(out["items"].as_array().cloned().unwrap_or_default())
@@ -152,6 +152,32 @@ impl Cluster {
         Ok(out.trim().to_owned())
     }
 
+    /// Forwards a free loopback port to a port of a pod or Service, such as `pod/x` or `svc/y`.
+    ///
+    /// # Errors
+    /// When kubectl does not say which port it took.
+    pub fn port_forward(&self, namespace: &str, target: &str, port: u16) -> Result<PortForward> {
+        let mut child = Command::new(&self.kubectl)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .args(["-n", namespace, "port-forward", "--address", "127.0.0.1", target, &format!(":{port}")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("starting {}", self.kubectl.display()))?;
+        let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
+        let line = lines.next().transpose()?.unwrap_or_default();
+        // kubectl dies of a closed pipe at its next connection.
+        std::thread::spawn(move || lines.for_each(drop));
+        let local =
+            line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).and_then(|p| p.parse().ok());
+        if let Some(port) = local {
+            return Ok(PortForward { child, port });
+        }
+        child.kill()?;
+        bail!("kubectl port-forward {target}: {line}")
+    }
+
     /// Base URL of the agent API: `AGENTAPI_URL`, else what `cargo xtask up` wrote down.
     ///
     /// # Errors
@@ -164,6 +190,28 @@ impl Cluster {
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("{}: run `cargo xtask up` first, or set AGENTAPI_URL", path.display()))?;
         Ok(text.trim().to_owned())
+    }
+}
+
+/// A running `kubectl port-forward`; it ends when this is dropped.
+#[derive(Debug)]
+pub struct PortForward {
+    child: Child,
+    port: u16,
+}
+
+impl PortForward {
+    /// Base URL on loopback.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for PortForward {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
