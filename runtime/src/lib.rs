@@ -1,3 +1,13 @@
 //! The `AgentAPI` itself: `serve` for tenants' clients, `session` inside a session pod.
 
+pub mod audit;
+pub mod auth;
+pub mod config;
+pub mod http;
+pub mod lifecycle;
+pub mod metrics;
+pub mod pods;
+pub mod serve;
 pub mod session;
+pub mod store;
+pub mod telemetry;

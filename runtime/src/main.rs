@@ -1,34 +1,53 @@
 //! `agentapi-runtime`: picks the subcommand, sets up logs and signals. Everything else is in the library.
 
+use std::io::Write;
+
+use agentapi_runtime::config::ServeConfig;
+use agentapi_runtime::http::router;
+use agentapi_runtime::serve::Server;
+use agentapi_runtime::telemetry::{self, LogConfig};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 /// The `AgentAPI`.
 #[derive(Parser)]
 #[command(name = "agentapi-runtime", version)]
 struct Cli {
+    #[command(flatten)]
+    log: LogConfig,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Subcommand)]
 enum Command {
+    /// Serve the API to tenants' clients.
+    Serve(Box<ServeConfig>),
     /// Run inside a session pod: own one agent process and serve the coder/agentapi contract for it.
-    Session(agentapi_runtime::session::SessionArgs),
+    Session(Box<agentapi_runtime::session::SessionArgs>),
+    /// Print the `OpenAPI` document of the API.
+    Openapi,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_env("AGENTAPI_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).with_writer(std::io::stderr).init();
-    let shutdown = shutdown_on_signal()?;
-    match Cli::parse().command {
+    let cli = Cli::parse();
+    telemetry::init(&cli.log)?;
+    match cli.command {
+        Command::Serve(config) => {
+            let shutdown = shutdown_on_signal()?;
+            Server::in_cluster(*config).await?.run(shutdown).await;
+        }
         Command::Session(args) => {
+            let shutdown = shutdown_on_signal()?;
             let config = args.into_config(std::env::vars().collect())?;
             agentapi_runtime::session::run(config, shutdown).await?;
+        }
+        Command::Openapi => {
+            let document = router::openapi().to_pretty_json().context("cannot write the OpenAPI document")?;
+            writeln!(std::io::stdout(), "{document}").context("cannot print the OpenAPI document")?;
         }
     }
     Ok(())

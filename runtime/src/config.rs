@@ -1,0 +1,73 @@
+//! Settings of `agentapi-runtime serve`, from flags or the environment (Helm sets the environment).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use secrecy::SecretString;
+
+use crate::auth::jwks::JwksLimits;
+
+/// What `serve` is told.
+#[derive(Debug, Clone, Args)]
+pub struct ServeConfig {
+    /// Connection URL of the role `agentapi_runtime`.
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: SecretString,
+    /// PKCS#8 PEM file of the Ed25519 key that signs session tokens.
+    #[arg(long, env = "AGENTAPI_SESSION_SIGNING_KEY_FILE")]
+    pub session_signing_key_file: PathBuf,
+    /// JSON file of issuer to shared secret, for providers that sign with HS256. Without it, HS256 is refused.
+    #[arg(long, env = "AGENTAPI_HS256_SECRETS_FILE")]
+    pub hs256_secrets_file: Option<PathBuf>,
+    /// Address of the public API.
+    #[arg(long, env = "AGENTAPI_HTTP_LISTEN", default_value = "0.0.0.0:8080")]
+    pub http_listen: SocketAddr,
+    /// Address of the API for session pods.
+    #[arg(long, env = "AGENTAPI_INTERNAL_LISTEN", default_value = "0.0.0.0:8090")]
+    pub internal_listen: SocketAddr,
+    /// Address of /metrics.
+    #[arg(long, env = "AGENTAPI_METRICS_LISTEN", default_value = "0.0.0.0:9090")]
+    pub metrics_listen: SocketAddr,
+    /// Most connections to Postgres.
+    #[arg(long, env = "AGENTAPI_DB_MAX_CONNECTIONS", default_value_t = 16)]
+    pub db_max_connections: u32,
+    /// Seconds after which signing keys are fetched again.
+    #[arg(long, env = "AGENTAPI_JWKS_TTL_SECONDS", default_value_t = 300)]
+    pub jwks_ttl_seconds: u64,
+    /// Least seconds between two fetches from one provider.
+    #[arg(long, env = "AGENTAPI_JWKS_MIN_REFRESH_SECONDS", default_value_t = 10)]
+    pub jwks_min_refresh_seconds: u64,
+    /// Seconds for which old keys are used while the provider is down.
+    #[arg(long, env = "AGENTAPI_JWKS_MAX_STALE_SECONDS", default_value_t = 3600)]
+    pub jwks_max_stale_seconds: u64,
+    /// Seconds for which /ready fails before the listeners close, so that the Service stops sending requests here.
+    #[arg(long, env = "AGENTAPI_SHUTDOWN_DELAY_SECONDS", default_value_t = 3)]
+    pub shutdown_delay_seconds: u64,
+    /// Seconds for which running requests may finish.
+    #[arg(long, env = "AGENTAPI_SHUTDOWN_GRACE_SECONDS", default_value_t = 20)]
+    pub shutdown_grace_seconds: u64,
+    /// Seconds between two looks at unfinished sessions.
+    #[arg(long, env = "AGENTAPI_RECONCILE_SECONDS", default_value_t = 5)]
+    pub reconcile_seconds: u64,
+    /// Seconds within which a session must be running.
+    #[arg(long, env = "AGENTAPI_START_DEADLINE_SECONDS", default_value_t = 120)]
+    pub start_deadline_seconds: u64,
+}
+
+impl ServeConfig {
+    /// How long signing keys live.
+    pub fn jwks_limits(&self) -> JwksLimits {
+        JwksLimits {
+            ttl: Duration::from_secs(self.jwks_ttl_seconds),
+            min_refresh: Duration::from_secs(self.jwks_min_refresh_seconds),
+            max_stale: Duration::from_secs(self.jwks_max_stale_seconds),
+        }
+    }
+
+    /// How long a session may take to start.
+    pub fn start_deadline(&self) -> Duration {
+        Duration::from_secs(self.start_deadline_seconds)
+    }
+}

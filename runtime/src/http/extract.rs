@@ -1,0 +1,262 @@
+//! What handlers take from requests: the caller, typed bodies, queries and ids. Every refusal is a problem document
+//! that names the field and says what to write instead. May touch: `auth`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
+use http::request::Parts;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::error::Problem;
+use super::{App, request_id};
+use crate::audit::Origin;
+use crate::auth::{AuthError, Caller, Role};
+
+/// Largest JSON body.
+pub const MAX_JSON_BYTES: usize = 1024 * 1024;
+/// A body must arrive within this time.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The token of `Authorization: Bearer <token>`.
+pub fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let Some(value) = values.next() else {
+        return Err(AuthError::Missing.into());
+    };
+    if values.next().is_some() {
+        return Err(Problem::malformed_authorization());
+    }
+    let (scheme, token) = value.to_str().ok().and_then(|text| text.split_once(' ')).unwrap_or_default();
+    let token = token.trim();
+    if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() || token.contains(' ') {
+        return Err(Problem::malformed_authorization());
+    }
+    Ok(token)
+}
+
+impl FromRequestParts<App> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let token = bearer(&parts.headers)?;
+        let caller = app.authenticator.authenticate(token).await?;
+        tracing::Span::current().record("organization", caller.organization.slug.as_str());
+        Ok(caller)
+    }
+}
+
+/// A caller who is an admin of their organization.
+pub struct Admin(pub Caller);
+
+impl FromRequestParts<App> for Admin {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let caller = Caller::from_request_parts(parts, app).await?;
+        if caller.role == Role::Admin { Ok(Self(caller)) } else { Err(Problem::admin_only()) }
+    }
+}
+
+/// Where a request comes from, for the audit log.
+pub struct Client {
+    source_ip: Option<String>,
+    user_agent: Option<String>,
+}
+
+impl Client {
+    /// This caller, from here.
+    pub fn origin(self, caller: &Caller) -> Origin {
+        Origin {
+            actor: format!("user:{}", caller.subject),
+            request_id: request_id::current(),
+            source_ip: self.source_ip,
+            user_agent: self.user_agent,
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Client {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        let source_ip = parts.extensions.get::<SocketAddr>().map(|peer| peer.ip().to_string());
+        let agent = parts.headers.get(USER_AGENT).and_then(|value| value.to_str().ok());
+        Ok(Self { source_ip, user_agent: agent.map(|text| text.chars().take(512).collect()) })
+    }
+}
+
+/// The id in `/v1/sessions/{id}`.
+pub struct SessionId(pub Uuid);
+
+impl<S: Send + Sync> FromRequestParts<S> for SessionId {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Ok(Path(text)) = Path::<String>::from_request_parts(parts, state).await else {
+            return Err(Problem::no_such_session());
+        };
+        text.parse().map(Self).map_err(|_| Problem::no_such_session())
+    }
+}
+
+/// A query string; unknown parameters are refused.
+pub struct ApiQuery<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ApiQuery<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Query(value) = Query::<T>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| Problem::bad_request(format!("The query string is not valid: {}.", error.body_text())))?;
+        Ok(Self(value))
+    }
+}
+
+/// A JSON body; unknown fields are refused.
+pub struct ApiJson<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<App> for ApiJson<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &App) -> Result<Self, Problem> {
+        require_content_type(request.headers(), "application/json")?;
+        let bytes = read_body(request.into_body(), MAX_JSON_BYTES).await?;
+        parse_json(&bytes).map(Self)
+    }
+}
+
+/// Checks `Content-Type` without its parameters.
+pub fn require_content_type(headers: &HeaderMap, wanted: &str) -> Result<(), Problem> {
+    let sent = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = sent.split(';').next().unwrap_or_default().trim();
+    let suffixed = wanted == "application/json" && essence.starts_with("application/") && essence.ends_with("+json");
+    if essence.eq_ignore_ascii_case(wanted) || suffixed {
+        return Ok(());
+    }
+    Err(Problem::unsupported_media_type(wanted))
+}
+
+async fn read_body(body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let reading = axum::body::to_bytes(body, limit);
+    match tokio::time::timeout(BODY_TIMEOUT, reading).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) if is_length_limit(&error) => Err(Problem::too_large(limit)),
+        Ok(Err(_)) => Err(Problem::bad_request("The body ended early.")),
+        Err(_) => Err(Problem::bad_request("The body did not arrive in time.")),
+    }
+}
+
+fn is_length_limit(error: &axum::Error) -> bool {
+    // The cause is http_body_util's LengthLimitError, which axum does not re-export.
+    std::error::Error::source(error).is_some_and(|cause| cause.to_string().contains("length limit"))
+}
+
+/// Parses a body: 400 when it is no JSON, 422 when it is not the JSON that is wanted.
+pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| Problem::bad_request(format!("The body is not UTF-8 (byte {}).", error.valid_up_to())))?;
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let field = error.path().to_string();
+        let inner = error.into_inner();
+        match inner.classify() {
+            serde_json::error::Category::Data => {
+                let detail = without_position(&inner.to_string());
+                let field = unknown_field(&detail).map_or(field, str::to_owned);
+                Problem::invalid_field(field, format!("{detail}."))
+            }
+            _ => Problem::bad_request(format!(
+                "The body is not valid JSON (line {}, column {}).",
+                inner.line(),
+                inner.column()
+            )),
+        }
+    })?;
+    deserializer.end().map_err(|_| Problem::bad_request("There is something after the JSON body."))?;
+    Ok(value)
+}
+
+fn without_position(message: &str) -> String {
+    message.split(" at line ").next().unwrap_or(message).to_owned()
+}
+
+fn unknown_field(message: &str) -> Option<&str> {
+    message.strip_prefix("unknown field `")?.split('`').next()
+}
+
+impl From<std::convert::Infallible> for Problem {
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
+    }
+}
+
+/// The response of a panic: the same as of any other internal error.
+pub fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    tracing::error!("a handler panicked");
+    Problem::internal().into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use http::{HeaderValue, StatusCode};
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Wanted {
+        #[allow(dead_code)]
+        name: String,
+    }
+
+    fn refused(body: &[u8]) -> Problem {
+        parse_json::<Wanted>(body).expect_err("must be refused")
+    }
+
+    #[test]
+    fn bad_bodies_are_told_apart() {
+        assert_eq!(refused(b"\xff\xfe").status(), StatusCode::BAD_REQUEST);
+        assert_eq!(refused(b"{").status(), StatusCode::BAD_REQUEST);
+        assert_eq!(refused(b"{\"name\": \"a\"} x").status(), StatusCode::BAD_REQUEST);
+        assert_eq!(refused(b"{\"name\": 1}").status(), StatusCode::UNPROCESSABLE_ENTITY);
+        let unknown = refused(b"{\"name\": \"a\", \"nmae\": 1}");
+        assert_eq!(unknown.status(), StatusCode::UNPROCESSABLE_ENTITY);
+        assert!(format!("{unknown:?}").contains("nmae"));
+    }
+
+    #[test]
+    fn only_one_bearer_token_is_taken() {
+        let header = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(AUTHORIZATION, HeaderValue::from_static(value));
+            headers
+        };
+        assert_eq!(bearer(&header("bearer abc")).unwrap(), "abc");
+        for bad in ["Basic abc", "Bearer", "Bearer ", "Bearer a b"] {
+            assert!(bearer(&header(bad)).is_err(), "{bad}");
+        }
+        let mut two = header("Bearer a");
+        two.append(AUTHORIZATION, HeaderValue::from_static("Bearer b"));
+        assert!(bearer(&two).is_err());
+    }
+
+    #[test]
+    fn json_may_have_parameters_and_suffixes() {
+        let header = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(value));
+            headers
+        };
+        assert!(require_content_type(&header("application/json; charset=utf-8"), "application/json").is_ok());
+        assert!(require_content_type(&header("text/plain"), "application/json").is_err());
+        assert!(require_content_type(&HeaderMap::new(), "application/json").is_err());
+    }
+}

@@ -1,0 +1,48 @@
+//! The HTTP APIs: the public one under `v1`, the internal one for session pods, and what both need.
+//! May touch: `auth`, `store`, `lifecycle`, `pods::agent`, `metrics`. Nobody but `serve` imports it.
+
+pub mod docs;
+pub mod error;
+pub mod extract;
+pub mod health;
+pub mod internal;
+mod observe;
+mod proxy;
+pub mod request_id;
+pub mod router;
+pub mod server;
+pub mod v1;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::Authenticator;
+use crate::auth::session_token::SessionTokens;
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
+use crate::pods::agent::Agents;
+use crate::store::Store;
+
+/// What handlers work with.
+pub struct AppState {
+    /// Postgres.
+    pub store: Store,
+    /// Bearer tokens.
+    pub authenticator: Authenticator,
+    /// Tokens to and from pods.
+    pub tokens: Arc<SessionTokens>,
+    /// Sessions' lives.
+    pub lifecycle: Arc<Lifecycle>,
+    /// Calls to pods.
+    pub agents: Agents,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Cancelled when this replica should no longer get requests.
+    pub leaving: CancellationToken,
+    /// Cancelled when streams must end.
+    pub closing: CancellationToken,
+}
+
+/// Shared by all handlers.
+pub type App = Arc<AppState>;

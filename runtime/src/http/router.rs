@@ -1,0 +1,108 @@
+//! Which route goes to which handler, and what surrounds them all. May touch: all of `http`.
+
+use std::sync::LazyLock;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{get, put};
+use http::HeaderValue;
+use http::header::{CACHE_CONTROL, HeaderName, X_CONTENT_TYPE_OPTIONS};
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{ComponentsBuilder, InfoBuilder, OpenApi, OpenApiBuilder, SecurityRequirement, Server};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::error::Problem;
+use super::{App, docs, extract, health, internal, observe, request_id, v1};
+
+fn described() -> OpenApiRouter<App> {
+    let bearer = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .bearer_format("JWT")
+        .description(Some("Access token of your organization's identity provider."))
+        .build();
+    let components = ComponentsBuilder::new().security_scheme("bearer", SecurityScheme::Http(bearer)).build();
+    let info = InfoBuilder::new()
+        .title("AgentAPI")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some("Coding agents of your organization, each in a pod of its own, behind one API."))
+        .build();
+    let document = OpenApiBuilder::new()
+        .info(info)
+        .servers(Some([Server::new("/")]))
+        .components(Some(components))
+        .security(Some([SecurityRequirement::new("bearer", [] as [&str; 0])]))
+        .build();
+    OpenApiRouter::with_openapi(document)
+        .routes(routes!(v1::sessions::list, v1::create_session::create))
+        .routes(routes!(v1::sessions::get, v1::sessions::delete))
+        .routes(routes!(v1::agent::status))
+        .routes(routes!(v1::agent::messages))
+        .routes(routes!(v1::agent::message))
+        .routes(routes!(v1::agent::events))
+        .routes(routes!(v1::agent::upload))
+        .routes(routes!(v1::agent::screen))
+        .routes(routes!(v1::workspaces::list))
+        .routes(routes!(v1::audit::list))
+        .routes(routes!(health::health))
+        .routes(routes!(health::ready))
+        .routes(routes!(health::live))
+}
+
+static DOCUMENT: LazyLock<OpenApi> = LazyLock::new(|| described().into_openapi());
+
+/// The `OpenAPI` document, made from the handlers themselves.
+pub fn openapi() -> &'static OpenApi {
+    &DOCUMENT
+}
+
+/// The public API.
+pub fn public(app: &App) -> Router {
+    let (router, _) = described().split_for_parts();
+    let router = router
+        .route("/openapi.json", get(docs::openapi_json))
+        .route("/docs", get(docs::page))
+        .layer(DefaultBodyLimit::max(extract::MAX_JSON_BYTES));
+    surrounded(router, app)
+}
+
+/// The API for session pods.
+pub fn internal(app: &App) -> Router {
+    let router = Router::new()
+        .route("/internal/v1/sessions/{id}/messages", put(internal::put_messages))
+        .layer(DefaultBodyLimit::max(internal::MAX_TRANSCRIPT_BYTES));
+    surrounded(router, app)
+}
+
+/// Metrics and probes on a port that is not for users.
+pub fn metrics(app: &App) -> Router {
+    Router::new()
+        .route("/metrics", get(health::metrics))
+        .route("/live", get(health::live))
+        .route("/ready", get(health::ready))
+        .with_state(App::clone(app))
+}
+
+fn surrounded(router: Router<App>, app: &App) -> Router {
+    router
+        .fallback(|| async { Problem::no_such_route() })
+        .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
+        .layer(CatchPanicLayer::custom(extract::panicked))
+        .layer(from_fn_with_state(App::clone(app), observe::middleware))
+        .layer(from_fn(defensive_headers))
+        .layer(from_fn(request_id::middleware))
+        .with_state(App::clone(app))
+}
+
+/// No sniffing; and nothing of a tenant in a shared cache, unless a handler says otherwise.
+async fn defensive_headers(request: axum::extract::Request, next: axum::middleware::Next) -> axum::response::Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    let defaults: [(HeaderName, &'static str); 2] = [(X_CONTENT_TYPE_OPTIONS, "nosniff"), (CACHE_CONTROL, "no-store")];
+    for (name, value) in defaults {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    response
+}

@@ -1,0 +1,309 @@
+//! `/v1/sessions/{id}/{status,messages,message,events,upload,screen}`: the coder/agentapi contract behind tenant
+//! authentication. A client of coder/agentapi works with `/v1/sessions/{id}` as its base URL and a bearer header.
+//! May touch: `store`, the session's pod through `proxy`.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, Method, StatusCode};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::auth::Caller;
+use crate::http::App;
+use crate::http::error::{Problem, ProblemBody};
+use crate::http::extract::{MAX_JSON_BYTES, SessionId, require_content_type};
+use crate::http::proxy::{Call, forward};
+use crate::pods::agent::Target;
+use crate::store::messages::Message;
+use crate::store::sessions::{Phase, Session};
+
+/// The pod takes files of 10 MiB; the multipart frame around one is small.
+const MAX_UPLOAD_BYTES: usize = 10 * 1024 * 1024 + 64 * 1024;
+/// A message is answered when the agent has started on it: it resends for 15 seconds before it gives up.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(120);
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
+/// A request for a session that is about to be ready waits this long for it.
+const START_PATIENCE: Duration = Duration::from_secs(10);
+const START_POLL: Duration = Duration::from_millis(100);
+/// Activity is written at most this often.
+const ACTIVITY_SECONDS: f64 = 10.0;
+
+/// What the agent is doing.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StatusBody {
+    /// `running` while the agent works, `stable` when it waits for a message.
+    #[schema(example = "stable")]
+    status: String,
+    /// Type of agent.
+    #[schema(example = "claude")]
+    agent_type: String,
+    /// `pty` or `acp`.
+    #[schema(example = "pty")]
+    transport: String,
+}
+
+/// One message of a conversation.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct MessageView {
+    /// Counts from 0 within the session.
+    id: i32,
+    /// Text.
+    content: String,
+    /// `agent` or `user`.
+    #[schema(example = "agent")]
+    role: String,
+    /// RFC 3339.
+    time: String,
+}
+
+/// A conversation.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct MessagesBody {
+    /// Oldest first.
+    messages: Vec<MessageView>,
+}
+
+impl From<Message> for MessageView {
+    fn from(message: Message) -> Self {
+        Self { id: message.id, content: message.content, role: message.role, time: message.time }
+    }
+}
+
+/// A message to the agent.
+#[derive(Debug, Deserialize, ToSchema)]
+#[expect(dead_code, reason = "describes the body for the OpenAPI document; the body itself streams to the pod")]
+pub struct SendMessage {
+    /// Text, or for type `raw` the keystrokes.
+    content: String,
+    /// `user` or `raw`.
+    #[schema(example = "user")]
+    r#type: String,
+}
+
+/// The agent has started on it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SentMessage {
+    /// `true`.
+    ok: bool,
+}
+
+/// A file for the agent.
+#[derive(Debug, ToSchema)]
+#[expect(dead_code, reason = "describes the body for the OpenAPI document; the body itself streams to the pod")]
+pub struct UploadForm {
+    /// At most 10 MiB.
+    #[schema(value_type = String, format = Binary)]
+    file: Vec<u8>,
+}
+
+/// Where the file is.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Uploaded {
+    /// `true`.
+    ok: bool,
+    /// Path in the pod; name it in a message.
+    file_path: String,
+}
+
+fn starting() -> Problem {
+    let detail = "The session is still starting; try again in a moment.";
+    Problem::unavailable("session-starting", detail, 1)
+}
+
+fn over(session: &Session) -> Problem {
+    let detail = match &session.error {
+        Some(error) => format!("The session has failed: {error}. Its messages can still be read."),
+        None => "The session has ended. Its messages can still be read.".to_owned(),
+    };
+    Problem::new(StatusCode::CONFLICT, "session-over", "Session is over", detail).with("phase", session.phase.as_str())
+}
+
+/// The session, once it is past its start; records that it is in use.
+async fn settled(app: &App, caller: &Caller, id: Uuid) -> Result<Session, Problem> {
+    let began = Instant::now();
+    loop {
+        let mut tx = app.store.tenant_tx(&caller.scope()).await?;
+        let session = tx.session(id).await?.ok_or_else(Problem::no_such_session)?;
+        if session.phase == Phase::Running && session.idle_seconds > ACTIVITY_SECONDS {
+            tx.session_active(id, None).await?;
+        }
+        tx.commit().await?;
+        if !matches!(session.phase, Phase::Pending | Phase::Starting) {
+            return Ok(session);
+        }
+        if began.elapsed() >= START_PATIENCE || app.leaving.is_cancelled() {
+            return Err(starting());
+        }
+        sleep(START_POLL).await;
+    }
+}
+
+struct Ask<'a> {
+    method: Method,
+    path: &'a str,
+    body: Option<(Body, usize)>,
+    timeout: Duration,
+}
+
+impl<'a> Ask<'a> {
+    fn get(path: &'a str) -> Self {
+        Self { method: Method::GET, path, body: None, timeout: READ_TIMEOUT }
+    }
+}
+
+async fn ask(app: &App, session: &Session, headers: &HeaderMap, ask: Ask<'_>) -> Result<Response, Problem> {
+    if session.phase != Phase::Running {
+        return Err(over(session));
+    }
+    let (Some(pod), Some(ip)) = (session.pod_name.as_deref(), session.pod_ip.as_deref()) else {
+        return Err(starting());
+    };
+    let target = Target { session: session.id, pod, ip };
+    let Ask { method, path, body, timeout } = ask;
+    forward(app, Call { target, method, path, headers, body, timeout }).await
+}
+
+/// Whether the agent is working.
+#[utoipa::path(
+    get, path = "/v1/sessions/{id}/status", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
+    responses(
+        (status = 200, body = StatusBody),
+        (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, body = ProblemBody, content_type = "application/problem+json"),
+    )
+)]
+pub async fn status(
+    State(app): State<App>,
+    caller: Caller,
+    SessionId(id): SessionId,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let session = settled(&app, &caller, id).await?;
+    ask(&app, &session, &headers, Ask::get("/status")).await
+}
+
+/// The conversation so far; also after the session's end.
+#[utoipa::path(
+    get, path = "/v1/sessions/{id}/messages", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
+    responses(
+        (status = 200, body = MessagesBody),
+        (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, body = ProblemBody, content_type = "application/problem+json"),
+    )
+)]
+pub async fn messages(
+    State(app): State<App>,
+    caller: Caller,
+    SessionId(id): SessionId,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let session = settled(&app, &caller, id).await?;
+    if session.phase == Phase::Running {
+        return ask(&app, &session, &headers, Ask::get("/messages")).await;
+    }
+    let mut tx = app.store.tenant_tx(&caller.scope()).await?;
+    let messages = tx.messages(id).await?;
+    tx.commit().await?;
+    Ok(Json(MessagesBody { messages: messages.into_iter().map(MessageView::from).collect() }).into_response())
+}
+
+/// Sends a message to the agent; answered when the agent has started on it.
+#[utoipa::path(
+    post, path = "/v1/sessions/{id}/message", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
+    request_body = SendMessage,
+    responses(
+        (status = 200, body = SentMessage),
+        (status = 409, description = "The agent is busy, or the session is over.", body = ProblemBody,
+         content_type = "application/problem+json"),
+        (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, body = ProblemBody, content_type = "application/problem+json"),
+    )
+)]
+pub async fn message(
+    State(app): State<App>,
+    caller: Caller,
+    SessionId(id): SessionId,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let session = settled(&app, &caller, id).await?;
+    require_content_type(&headers, "application/json")?;
+    let body = Some((body, MAX_JSON_BYTES));
+    let post = Ask { method: Method::POST, path: "/message", body, timeout: MESSAGE_TIMEOUT };
+    ask(&app, &session, &headers, post).await
+}
+
+/// Follows the conversation as server-sent events. Resume with the header `Last-Event-ID`.
+#[utoipa::path(
+    get, path = "/v1/sessions/{id}/events", tag = "agent",
+    params(
+        ("id" = Uuid, Path, description = "Session"),
+        ("Last-Event-ID" = Option<String>, Header, description = "Id of the last event that was seen."),
+    ),
+    responses(
+        (status = 200, description = "`message_update`, `status_change` and `agent_error` events.", body = String,
+         content_type = "text/event-stream"),
+        (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, body = ProblemBody, content_type = "application/problem+json"),
+    )
+)]
+pub async fn events(
+    State(app): State<App>,
+    caller: Caller,
+    SessionId(id): SessionId,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let session = settled(&app, &caller, id).await?;
+    ask(&app, &session, &headers, Ask::get("/events")).await
+}
+
+/// Puts a file into the agent's pod.
+#[utoipa::path(
+    post, path = "/v1/sessions/{id}/upload", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
+    request_body(content = UploadForm, content_type = "multipart/form-data"),
+    responses(
+        (status = 200, body = Uploaded),
+        (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, body = ProblemBody, content_type = "application/problem+json"),
+    )
+)]
+pub async fn upload(
+    State(app): State<App>,
+    caller: Caller,
+    SessionId(id): SessionId,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let session = settled(&app, &caller, id).await?;
+    require_content_type(&headers, "multipart/form-data")?;
+    let body = Some((body, MAX_UPLOAD_BYTES));
+    let post = Ask { method: Method::POST, path: "/upload", body, timeout: UPLOAD_TIMEOUT };
+    ask(&app, &session, &headers, post).await
+}
+
+/// Follows the agent's terminal as server-sent events.
+#[utoipa::path(
+    get, path = "/v1/sessions/{id}/screen", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
+    responses(
+        (status = 200, description = "`screen` events.", body = String, content_type = "text/event-stream"),
+        (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, body = ProblemBody, content_type = "application/problem+json"),
+    )
+)]
+pub async fn screen(
+    State(app): State<App>,
+    caller: Caller,
+    SessionId(id): SessionId,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let session = settled(&app, &caller, id).await?;
+    ask(&app, &session, &headers, Ask::get("/internal/screen")).await
+}

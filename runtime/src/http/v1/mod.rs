@@ -1,0 +1,7 @@
+//! Version 1 of the public API, a file per endpoint or pair of them.
+
+pub mod agent;
+pub mod audit;
+pub mod create_session;
+pub mod sessions;
+pub mod workspaces;

@@ -1,0 +1,82 @@
+//! From a session that should end to one whose pod and Secret are gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use super::{Lifecycle, LifecycleError};
+use crate::audit::{Entry, Origin};
+use crate::store::TenantScope;
+use crate::store::identity::Organization;
+
+/// How often a pod on its way out is looked at.
+const POLL: Duration = Duration::from_millis(500);
+/// After this long the reconciler has the rest.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+impl Lifecycle {
+    /// Ends a session for the user or the platform: marks it, records that in the audit log, and deletes the pod in
+    /// the background. False: it was not there to be ended, or somebody else is already at it.
+    pub async fn end(
+        self: &Arc<Self>,
+        scope: &TenantScope<'_>,
+        organization: &Arc<Organization>,
+        session: Uuid,
+        reason: &'static str,
+        origin: &Origin,
+    ) -> Result<bool, LifecycleError> {
+        let mut tx = self.store.tenant_tx(scope).await?;
+        let changed = tx.session_terminating(session).await?;
+        if changed {
+            let id = session.to_string();
+            tx.audit(&Entry {
+                origin,
+                action: "session.delete",
+                target_kind: "session",
+                target_id: Some(&id),
+                detail: json!({ "reason": reason }),
+            })
+            .await?;
+        }
+        tx.commit().await?;
+        if changed {
+            self.metrics.session_over(reason);
+            tracing::info!(%session, reason, "session is ending");
+            self.finish_end(Arc::clone(organization), session);
+        }
+        Ok(changed)
+    }
+
+    /// Deletes what a Terminating session still has, in the background.
+    fn finish_end(self: &Arc<Self>, organization: Arc<Organization>, session: Uuid) {
+        let lifecycle = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let began = Instant::now();
+            loop {
+                match lifecycle.end_step(&organization, session).await {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    Err(error) => tracing::warn!(%session, %error, "cannot delete the session's pod yet"),
+                }
+                if began.elapsed() > PATIENCE {
+                    return;
+                }
+                sleep(POLL).await;
+            }
+        });
+    }
+
+    /// Deletes what is left of a Terminating session, and marks it as Ended once nothing is. True: it has ended.
+    pub(super) async fn end_step(&self, organization: &Organization, session: Uuid) -> Result<bool, LifecycleError> {
+        if !self.pods.release(&organization.slug, session).await? {
+            return Ok(false);
+        }
+        let mut tx = self.store.tenant_tx(&TenantScope::system(organization)).await?;
+        tx.session_ended(session).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+}

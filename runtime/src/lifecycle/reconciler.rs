@@ -1,0 +1,227 @@
+//! The loop that finishes what a replica left behind, ends idle and old sessions, notices lost pods, and sweeps pods
+//! whose session is over. Every replica runs it; a Postgres advisory lock lets one of them work at a time.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{ABANDONED, Lifecycle, LifecycleError};
+use crate::audit::Origin;
+use crate::pods::{Pod, PodState};
+use crate::store::TenantScope;
+use crate::store::identity::Organization;
+use crate::store::leader::{Leadership, SESSION_RECONCILER};
+use crate::store::sessions::{Phase, Session};
+
+/// A pod without a live session may be one whose row is not written yet; it gets this long.
+const ORPHAN_ROUNDS: u32 = 2;
+
+/// Runs until `stop`.
+pub async fn run(lifecycle: Arc<Lifecycle>, every: Duration, stop: CancellationToken) {
+    let mut leadership: Option<Leadership> = None;
+    let mut orphans: HashMap<Uuid, u32> = HashMap::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(every) => {}
+        }
+        leadership = lead(&lifecycle, leadership).await;
+        lifecycle.metrics.leading(leadership.is_some());
+        if leadership.is_some()
+            && let Err(error) = round(&lifecycle, &mut orphans).await
+        {
+            tracing::warn!(%error, "session reconciler: this round failed");
+        }
+    }
+    if let Some(leadership) = leadership
+        && let Err(error) = leadership.resign().await
+    {
+        tracing::debug!(%error, "the lock goes with its connection");
+    }
+}
+
+async fn lead(lifecycle: &Lifecycle, current: Option<Leadership>) -> Option<Leadership> {
+    if let Some(mut leadership) = current {
+        match leadership.confirm().await {
+            Ok(()) => return Some(leadership),
+            Err(error) => tracing::warn!(%error, "lost the lead of the session reconciler"),
+        }
+    }
+    match lifecycle.store.try_lead(SESSION_RECONCILER).await {
+        Ok(leadership) => {
+            if leadership.is_some() {
+                tracing::info!("leads the session reconciler");
+            }
+            leadership
+        }
+        Err(error) => {
+            tracing::warn!(%error, "session reconciler: cannot ask for the lead");
+            None
+        }
+    }
+}
+
+async fn round(lifecycle: &Arc<Lifecycle>, orphans: &mut HashMap<Uuid, u32>) -> Result<(), LifecycleError> {
+    let mut per_phase: BTreeMap<&str, i64> =
+        [Phase::Pending, Phase::Starting, Phase::Running, Phase::Terminating].map(|phase| (phase.as_str(), 0)).into();
+    let mut still_orphaned = HashMap::new();
+    for organization in lifecycle.store.organizations().await? {
+        let organization = Arc::new(organization);
+        // One tenant's trouble must not keep the loop from the others.
+        match tenant(lifecycle, &organization, orphans, &mut still_orphaned).await {
+            Ok(sessions) => {
+                for session in sessions {
+                    *per_phase.entry(session.phase.as_str()).or_default() += 1;
+                }
+            }
+            Err(error) => tracing::warn!(organization = organization.slug, %error, "session reconciler"),
+        }
+    }
+    *orphans = still_orphaned;
+    for (phase, count) in per_phase {
+        lifecycle.metrics.sessions(phase, count);
+    }
+    Ok(())
+}
+
+async fn tenant(
+    lifecycle: &Arc<Lifecycle>,
+    organization: &Arc<Organization>,
+    orphans: &HashMap<Uuid, u32>,
+    still_orphaned: &mut HashMap<Uuid, u32>,
+) -> Result<Vec<Session>, LifecycleError> {
+    // Pods first: a session that is created in between is then in the list of rows, and not taken for an orphan.
+    let pods = lifecycle.pods.of_sessions(&organization.slug).await?;
+    let mut tx = lifecycle.store.tenant_tx(&TenantScope::system(organization)).await?;
+    let sessions = tx.unfinished_sessions().await?;
+    tx.commit().await?;
+    let mut by_session: HashMap<Uuid, Pod> = HashMap::new();
+    for (session, pod) in pods {
+        // Where there are two, one is on its way out.
+        let slot = by_session.entry(session).or_insert_with(|| pod.clone());
+        if slot.state == PodState::Terminating {
+            *slot = pod;
+        }
+    }
+    for session in &sessions {
+        let pod = by_session.remove(&session.id);
+        session_step(lifecycle, organization, session, pod).await?;
+    }
+    for (session, pod) in by_session {
+        if pod.state == PodState::Terminating {
+            continue;
+        }
+        let rounds = orphans.get(&session).copied().unwrap_or(0) + 1;
+        if rounds > ORPHAN_ROUNDS {
+            tracing::warn!(%session, pod = pod.name, "deleting a pod whose session is over");
+            lifecycle.pods.release(&organization.slug, session).await?;
+        }
+        still_orphaned.insert(session, rounds);
+    }
+    Ok(sessions)
+}
+
+async fn session_step(
+    lifecycle: &Arc<Lifecycle>,
+    organization: &Arc<Organization>,
+    session: &Session,
+    pod: Option<Pod>,
+) -> Result<(), LifecycleError> {
+    let abandoned = session.unchanged_seconds > ABANDONED.as_secs_f64();
+    match (session.phase, pod) {
+        (Phase::Terminating, _) if abandoned => {
+            lifecycle.end_step(organization, session.id).await?;
+        }
+        (Phase::Pending, _) if abandoned => {
+            let why = "the server that was starting this session stopped; create another session";
+            lifecycle.fail(organization, session.id, "abandoned", why).await;
+        }
+        (Phase::Starting, Some(pod)) if abandoned => {
+            tracing::info!(session = %session.id, "taking over the start of a session");
+            lifecycle.resume(Arc::clone(organization), session.id, pod);
+        }
+        (Phase::Starting, None) if abandoned => {
+            let why = "the session's pod is gone";
+            lifecycle.fail(organization, session.id, "pod-lost", why).await;
+        }
+        (Phase::Running, pod) => running_step(lifecycle, organization, session, pod).await?,
+        _ => {}
+    }
+    Ok(())
+}
+
+async fn running_step(
+    lifecycle: &Arc<Lifecycle>,
+    organization: &Arc<Organization>,
+    session: &Session,
+    pod: Option<Pod>,
+) -> Result<(), LifecycleError> {
+    let lost = match pod.map(|pod| pod.state) {
+        None | Some(PodState::Terminating) => Some("the session's pod was deleted by somebody else".to_owned()),
+        Some(PodState::Failed(why)) => Some(why),
+        Some(PodState::Running(ip)) if session.pod_ip.as_ref() != Some(&ip) => {
+            let mut tx = lifecycle.store.tenant_tx(&TenantScope::system(organization)).await?;
+            tx.session_moved(session.id, &ip).await?;
+            tx.commit().await?;
+            None
+        }
+        // A container that restarts comes back with its state.
+        Some(PodState::Running(_) | PodState::Waiting(_)) => None,
+    };
+    if let Some(why) = lost {
+        lifecycle.fail(organization, session.id, "pod-lost", &why).await;
+        return Ok(());
+    }
+    let over = |limit: &Option<String>, seconds: f64| {
+        limit.as_deref().and_then(parse_duration).is_some_and(|limit| seconds > limit.as_secs_f64())
+    };
+    let reason = if over(&session.ttl, session.age_seconds) {
+        "ttl"
+    } else if over(&session.idle_timeout, session.idle_seconds) {
+        "idle"
+    } else {
+        return Ok(());
+    };
+    let (scope, origin) = (TenantScope::system(organization), Origin::system("sessions"));
+    lifecycle.end(&scope, organization, session.id, reason, &origin).await?;
+    Ok(())
+}
+
+/// `1h30m`, `45s`: the form that the Workspace's validation lets in.
+fn parse_duration(text: &str) -> Option<Duration> {
+    let mut seconds = 0_u64;
+    let mut number = String::new();
+    for c in text.chars() {
+        let unit = match c {
+            '0'..='9' => {
+                number.push(c);
+                continue;
+            }
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            _ => return None,
+        };
+        seconds = seconds.checked_add(number.parse::<u64>().ok()?.checked_mul(unit)?)?;
+        number.clear();
+    }
+    (number.is_empty() && !text.is_empty()).then_some(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_parsed_as_the_workspace_writes_them() {
+        assert_eq!(parse_duration("30m"), Some(Duration::from_secs(1800)));
+        assert_eq!(parse_duration("1h30m"), Some(Duration::from_secs(5400)));
+        assert_eq!(parse_duration("45s"), Some(Duration::from_secs(45)));
+        for bad in ["", "10", "m", "1d", "5m3"] {
+            assert_eq!(parse_duration(bad), None, "{bad}");
+        }
+    }
+}

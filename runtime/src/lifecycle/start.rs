@@ -1,0 +1,230 @@
+//! From an accepted session to a ready agent.
+//!
+//! The order matters for whoever takes over after a crash: a session is `Starting` only once its pod has everything
+//! it needs (a warm pod has taken the claim, a cold one mounts the Secret). What is still `Pending` when its replica
+//! dies has lost its environment, which is kept nowhere but in the Secret, and is failed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use super::{HEARTBEAT, Lifecycle, LifecycleError};
+use crate::auth::session_token::SessionClaims;
+use crate::pods::agent::{AgentError, Target};
+use crate::pods::{Pod, PodError, PodKind, PodRequest, PodState};
+use crate::store::TenantScope;
+use crate::store::identity::Organization;
+
+/// How often a starting pod is asked whether it listens and is ready.
+const POLL: Duration = Duration::from_millis(50);
+/// After this long it is asked less often.
+const PATIENCE: Duration = Duration::from_secs(10);
+const SLOW_POLL: Duration = Duration::from_millis(500);
+
+/// A session to start.
+pub struct Launch {
+    /// Its id.
+    pub session: Uuid,
+    /// Its organization.
+    pub organization: Arc<Organization>,
+    /// Its workspace.
+    pub workspace: String,
+    /// Its environment.
+    pub env: BTreeMap<String, SecretString>,
+    /// First message to the agent.
+    pub prompt: Option<String>,
+}
+
+impl Lifecycle {
+    /// Starts a Pending session in the background.
+    pub fn launch(self: &Arc<Self>, launch: Launch) {
+        let lifecycle = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let (organization, session) = (Arc::clone(&launch.organization), launch.session);
+            let work = lifecycle.start(launch);
+            lifecycle.watch_over(&organization, session, work).await;
+        });
+    }
+
+    /// Finishes the start of a session whose pod has all it needs, in the background.
+    pub(super) fn resume(self: &Arc<Self>, organization: Arc<Organization>, session: Uuid, pod: Pod) {
+        let lifecycle = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let work = lifecycle.await_ready(&organization, session, pod, Instant::now());
+            lifecycle.watch_over(&organization, session, work).await;
+        });
+    }
+
+    /// Runs a start with a heartbeat and a deadline, and fails the session when it does not work out.
+    async fn watch_over(
+        &self,
+        organization: &Organization,
+        session: Uuid,
+        work: impl Future<Output = Result<(), LifecycleError>>,
+    ) {
+        let heartbeat = async {
+            loop {
+                sleep(HEARTBEAT).await;
+                if let Err(error) = self.touch(organization, session).await {
+                    tracing::warn!(%session, %error, "cannot record that the session is being worked on");
+                }
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = work => outcome,
+            () = heartbeat => Ok(()),
+        };
+        if let Err(error) = outcome {
+            let reason = match error {
+                LifecycleError::Deadline(..) => "start-deadline",
+                LifecycleError::PodLost(_) => "pod-lost",
+                LifecycleError::Pods(PodError::Refused(_)) => "pod-refused",
+                _ => "start-error",
+            };
+            self.fail(organization, session, reason, &error.to_string()).await;
+        }
+    }
+
+    async fn touch(&self, organization: &Organization, session: Uuid) -> Result<(), LifecycleError> {
+        let mut tx = self.store.tenant_tx(&TenantScope::system(organization)).await?;
+        tx.session_touched(session).await?;
+        Ok(tx.commit().await?)
+    }
+
+    async fn start(&self, launch: Launch) -> Result<(), LifecycleError> {
+        let began = Instant::now();
+        let Launch { session, organization, workspace, env, prompt } = launch;
+        let claims = SessionClaims { sub: session, org: organization.slug.clone(), ws: workspace.clone() };
+        let token = self.tokens.for_session(&claims)?;
+        let request = PodRequest { session, organization: organization.slug.clone(), workspace, env, prompt, token };
+        let pod = loop {
+            let pod = self.acquire(&request, began).await?;
+            match (pod.kind, pod.ip()) {
+                (PodKind::Warm, Some(ip)) => {
+                    match self.agents.claim(Target { session, pod: &pod.name, ip }, &request).await {
+                        Ok(()) => break pod,
+                        // A warm pod that died between the list and the claim: let it go and take another.
+                        Err(error @ (AgentError::Unreachable(_) | AgentError::Taken)) => {
+                            tracing::warn!(%session, pod = pod.name, %error, "warm pod is of no use");
+                            self.pods.release(&organization.slug, session).await?;
+                            self.check_deadline(began, "a usable warm pod")?;
+                            sleep(SLOW_POLL).await;
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                _ => break pod,
+            }
+        };
+        if pod.kind == PodKind::Warm {
+            self.metrics.pod_claimed(pod.kind.as_str(), began.elapsed());
+        }
+        if !self.record_starting(&organization, session, &pod).await? {
+            // Deleted meanwhile; whoever did that may have looked before there was a pod.
+            self.pods.release(&organization.slug, session).await?;
+            return Ok(());
+        }
+        self.await_ready(&organization, session, pod, began).await
+    }
+
+    /// Takes a pod, with patience for an API server that is away.
+    async fn acquire(&self, request: &PodRequest, began: Instant) -> Result<Pod, LifecycleError> {
+        loop {
+            match self.pods.acquire(request).await {
+                Ok(pod) => return Ok(pod),
+                Err(error @ PodError::Refused(_)) => return Err(error.into()),
+                Err(PodError::Unavailable(error)) => {
+                    tracing::warn!(session = %request.session, error, "cannot take a pod yet");
+                    self.check_deadline(began, &error)?;
+                    sleep(SLOW_POLL).await;
+                }
+            }
+        }
+    }
+
+    async fn record_starting(
+        &self,
+        organization: &Organization,
+        session: Uuid,
+        pod: &Pod,
+    ) -> Result<bool, LifecycleError> {
+        let mut tx = self.store.tenant_tx(&TenantScope::system(organization)).await?;
+        let recorded = tx.session_starting(session, &pod.name, pod.ip()).await?;
+        tx.commit().await?;
+        Ok(recorded)
+    }
+
+    /// Waits for the container, then for the agent's first screen, then opens the session for messages.
+    async fn await_ready(
+        &self,
+        organization: &Organization,
+        session: Uuid,
+        mut pod: Pod,
+        began: Instant,
+    ) -> Result<(), LifecycleError> {
+        let kind = pod.kind;
+        let mut known_ip = None;
+        loop {
+            let ip = match &pod.state {
+                PodState::Running(ip) => ip.clone(),
+                PodState::Waiting(_) => {
+                    let left = self.start_deadline.saturating_sub(began.elapsed());
+                    let slug = &organization.slug;
+                    let seen = self.pods.wait_running(slug, &pod.name, left).await?;
+                    let Some(seen) = seen else {
+                        return Err(LifecycleError::PodLost("the session's pod was deleted while it started".into()));
+                    };
+                    if let PodState::Waiting(why) = &seen.state {
+                        self.check_deadline(began, why.as_deref().unwrap_or("the pod"))?;
+                    }
+                    pod = Pod { kind, ..seen };
+                    continue;
+                }
+                PodState::Terminating => {
+                    return Err(LifecycleError::PodLost("the session's pod was deleted while it started".into()));
+                }
+                PodState::Failed(why) => return Err(LifecycleError::PodLost(why.clone())),
+            };
+            if known_ip.as_ref() != Some(&ip) {
+                if !self.record_starting(organization, session, &pod).await? {
+                    self.pods.release(&organization.slug, session).await?;
+                    return Ok(());
+                }
+                if kind == PodKind::Cold {
+                    self.metrics.pod_claimed(kind.as_str(), began.elapsed());
+                }
+                known_ip = Some(ip.clone());
+            }
+            if matches!(self.agents.is_ready(&ip).await, Ok(true)) {
+                break;
+            }
+            self.check_deadline(began, "the agent's first screen")?;
+            if began.elapsed() > PATIENCE {
+                // It may have been restarted or evicted: look again at the pod itself.
+                sleep(SLOW_POLL).await;
+                pod.state = PodState::Waiting(None);
+            } else {
+                sleep(POLL).await;
+            }
+        }
+        let mut tx = self.store.tenant_tx(&TenantScope::system(organization)).await?;
+        let running = tx.session_running(session).await?;
+        tx.commit().await?;
+        if running {
+            self.metrics.session_started(kind.as_str(), began.elapsed());
+            tracing::info!(%session, pod = pod.name, kind = kind.as_str(), took = ?began.elapsed(), "session is running");
+        }
+        Ok(())
+    }
+
+    fn check_deadline(&self, began: Instant, waiting_for: &str) -> Result<(), LifecycleError> {
+        if began.elapsed() < self.start_deadline {
+            return Ok(());
+        }
+        Err(LifecycleError::Deadline(self.start_deadline.as_secs(), format!("; it waited for: {waiting_for}")))
+    }
+}

@@ -1,0 +1,131 @@
+//! HTTP calls to the session host inside a pod. Every request carries a token of its own that is good for this pod
+//! and this session, at most 60 seconds. May touch: the network, only pods' addresses on the session port.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentapi_crds::names::SESSION_PORT;
+use http::{Method, StatusCode};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::PodRequest;
+use crate::auth::session_token::{SessionTokenError, SessionTokens};
+
+/// A claim restarts the agent at most; it does not wait for it.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+const READY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why a pod gave no useful answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// No connection, or it broke.
+    #[error("the session's pod does not answer: {0}")]
+    Unreachable(#[source] reqwest::Error),
+    /// The pod belongs to another session.
+    #[error("the pod already belongs to another session")]
+    Taken,
+    /// The pod refuses what it was asked.
+    #[error("the session's pod answered {status}: {detail}")]
+    Refused {
+        /// Its status.
+        status: StatusCode,
+        /// What it said.
+        detail: String,
+    },
+    /// No token could be made, or the address is not one.
+    #[error("cannot call the session's pod: {0}")]
+    Internal(String),
+}
+
+impl From<SessionTokenError> for AgentError {
+    fn from(error: SessionTokenError) -> Self {
+        Self::Internal(error.to_string())
+    }
+}
+
+/// Which pod, on behalf of which session.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// The session.
+    pub session: Uuid,
+    /// Its pod.
+    pub pod: &'a str,
+    /// The pod's address.
+    pub ip: &'a str,
+}
+
+/// Calls pods.
+#[derive(Clone)]
+pub struct Agents {
+    http: reqwest::Client,
+    tokens: Arc<SessionTokens>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ClaimBody<'a> {
+    session_id: Uuid,
+    env: BTreeMap<&'a str, &'a str>,
+    token: &'a str,
+    initial_prompt: Option<&'a str>,
+}
+
+impl Agents {
+    /// `http` should have a connect timeout, no overall timeout (streams) and follow no redirects.
+    pub fn new(http: reqwest::Client, tokens: Arc<SessionTokens>) -> Self {
+        Self { http, tokens }
+    }
+
+    /// A request to a path of the pod, with its token.
+    pub fn request(
+        &self,
+        target: Target<'_>,
+        method: Method,
+        path: &str,
+    ) -> Result<reqwest::RequestBuilder, AgentError> {
+        let url = address(target.ip, path)?;
+        let token = self.tokens.for_pod(target.session, target.pod)?;
+        Ok(self.http.request(method, url).bearer_auth(token))
+    }
+
+    /// Tells the pod whose it is. May be repeated.
+    pub async fn claim(&self, target: Target<'_>, request: &PodRequest) -> Result<(), AgentError> {
+        let expose = |secret: &'_ SecretString| -> String { secret.expose_secret().to_owned() };
+        let env: BTreeMap<&str, String> =
+            request.env.iter().map(|(key, value)| (key.as_str(), expose(value))).collect();
+        let body = ClaimBody {
+            session_id: request.session,
+            env: env.iter().map(|(key, value)| (*key, value.as_str())).collect(),
+            token: request.token.expose_secret(),
+            initial_prompt: request.prompt.as_deref(),
+        };
+        let call = self.request(target, Method::POST, "/internal/claim")?.timeout(CLAIM_TIMEOUT).json(&body);
+        let response = call.send().await.map_err(AgentError::Unreachable)?;
+        match response.status() {
+            status if status.is_success() => Ok(()),
+            StatusCode::CONFLICT => Err(AgentError::Taken),
+            status => {
+                let text = response.text().await.unwrap_or_default();
+                Err(AgentError::Refused { status, detail: text.chars().take(500).collect() })
+            }
+        }
+    }
+
+    /// Whether the agent takes messages.
+    pub async fn is_ready(&self, ip: &str) -> Result<bool, AgentError> {
+        let call = self.http.get(address(ip, "/internal/ready")?).timeout(READY_TIMEOUT);
+        Ok(call.send().await.map_err(AgentError::Unreachable)?.status().is_success())
+    }
+}
+
+fn address(ip: &str, path: &str) -> Result<String, AgentError> {
+    let ip: IpAddr = ip.parse().map_err(|_| AgentError::Internal("the pod's address is not an IP".to_owned()))?;
+    Ok(match ip {
+        IpAddr::V4(ip) => format!("http://{ip}:{SESSION_PORT}{path}"),
+        IpAddr::V6(ip) => format!("http://[{ip}]:{SESSION_PORT}{path}"),
+    })
+}

@@ -1,0 +1,240 @@
+//! Session pods in a cluster. A warm pod is claimed with a patch that fails when somebody else was faster; a cold one
+//! is made from the workspace's PodTemplate, its Secret first. The API can write Secrets of a tenant namespace but
+//! never read them. May touch: pods, podtemplates and secrets of tenant namespaces.
+
+use std::time::Duration;
+
+use agentapi_crds::names;
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::{Pod as KubePod, PodTemplate, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::runtime::wait::await_condition;
+use kube::{Client, ResourceExt};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState};
+use crate::metrics::Metrics;
+
+#[path = "kubernetes_objects.rs"]
+mod objects;
+
+/// The cluster.
+pub struct KubernetesPods {
+    client: Client,
+    metrics: Metrics,
+}
+
+fn refused_or_away(error: kube::Error) -> PodError {
+    match error {
+        kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422) => {
+            // Quota, admission or a template that the API server does not take: the tenant's admin can act on it.
+            PodError::Refused(format!("the cluster refuses the session's pod: {}", status.message))
+        }
+        other => PodError::Unavailable(other.to_string()),
+    }
+}
+
+fn is_code(error: &kube::Error, wanted: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == wanted)
+}
+
+impl KubernetesPods {
+    /// With the client of the pod's own `ServiceAccount`.
+    pub fn new(client: Client, metrics: Metrics) -> Self {
+        Self { client, metrics }
+    }
+
+    fn pods(&self, organization: &str) -> Api<KubePod> {
+        Api::namespaced(self.client.clone(), &names::tenant_namespace(organization))
+    }
+
+    fn secrets(&self, organization: &str) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &names::tenant_namespace(organization))
+    }
+
+    async fn list(&self, organization: &str, selector: &str) -> Result<Vec<KubePod>, PodError> {
+        let listed = self.pods(organization).list(&ListParams::default().labels(selector)).await;
+        Ok(listed.map_err(refused_or_away)?.items)
+    }
+
+    async fn acquire_pod(&self, request: &PodRequest) -> Result<Pod, PodError> {
+        let mine = format!("{}={}", names::LABEL_SESSION, request.session);
+        let existing = self.list(&request.organization, &mine).await?;
+        if let Some(pod) = existing.iter().find(|pod| pod.metadata.deletion_timestamp.is_none()) {
+            self.write_secret(request, pod).await?;
+            return Ok(objects::observed(pod));
+        }
+        if let Some(pod) = self.claim_warm(request).await? {
+            self.metrics.pod_acquired(PodKind::Warm.as_str());
+            self.write_secret(request, &pod).await?;
+            return Ok(Pod { kind: PodKind::Warm, ..objects::observed(&pod) });
+        }
+        let pod = self.create_cold(request).await?;
+        self.metrics.pod_acquired(PodKind::Cold.as_str());
+        Ok(Pod { kind: PodKind::Cold, ..objects::observed(&pod) })
+    }
+
+    async fn claim_warm(&self, request: &PodRequest) -> Result<Option<KubePod>, PodError> {
+        let selector =
+            format!("{}={},{}={}", names::LABEL_WORKSPACE, request.workspace, names::LABEL_POOL, names::POOL_WARM);
+        let mut warm = self.list(&request.organization, &selector).await?;
+        warm.retain(objects::is_ready);
+        // Replicas that look at the same list at the same time start at different places.
+        let start = usize::try_from(request.session.as_u128() % (warm.len().max(1) as u128)).unwrap_or(0);
+        warm.rotate_left(start);
+        let api = self.pods(&request.organization);
+        for pod in warm {
+            let patch = json!({ "metadata": {
+                "resourceVersion": pod.resource_version(),
+                "labels": { names::LABEL_POOL: names::POOL_CLAIMED, names::LABEL_SESSION: request.session },
+            }});
+            match api.patch(&pod.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
+                Ok(claimed) => return Ok(Some(claimed)),
+                Err(error) if is_code(&error, 409) || is_code(&error, 404) => self.metrics.pod_acquired("conflict"),
+                Err(error) => return Err(refused_or_away(error)),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn create_cold(&self, request: &PodRequest) -> Result<KubePod, PodError> {
+        let templates: Api<PodTemplate> =
+            Api::namespaced(self.client.clone(), &names::tenant_namespace(&request.organization));
+        let template = match templates.get_opt(&names::pod_template(&request.workspace)).await {
+            Ok(Some(template)) => template,
+            Ok(None) => {
+                return Err(PodError::Refused(format!(
+                    "workspace {} is not ready: its pod template does not exist yet; see the Workspace's conditions",
+                    request.workspace
+                )));
+            }
+            Err(error) => return Err(refused_or_away(error)),
+        };
+        let name = objects::cold_pod_name(request.session);
+        self.create_secret(request, &name, None).await?;
+        let pod = objects::cold_pod(&template, &name, request).map_err(PodError::Refused)?;
+        let api = self.pods(&request.organization);
+        let created = match api.create(&PostParams::default(), &pod).await {
+            Ok(created) => created,
+            Err(error) if is_code(&error, 409) => api.get(&name).await.map_err(refused_or_away)?,
+            Err(error) => {
+                self.delete_secret(&request.organization, &names::session_secret(&name)).await?;
+                return Err(refused_or_away(error));
+            }
+        };
+        self.own_secret(&request.organization, &created).await?;
+        Ok(created)
+    }
+
+    /// For a pod that exists: its Secret belongs to it from the start.
+    async fn write_secret(&self, request: &PodRequest, pod: &KubePod) -> Result<(), PodError> {
+        self.create_secret(request, &pod.name_any(), objects::owner(pod)).await
+    }
+
+    async fn create_secret(
+        &self,
+        request: &PodRequest,
+        pod: &str,
+        owner: Option<OwnerReference>,
+    ) -> Result<(), PodError> {
+        let secret = objects::session_secret(request, pod, owner);
+        match self.secrets(&request.organization).create(&PostParams::default(), &secret).await {
+            Ok(_) => Ok(()),
+            // Written by an earlier attempt; its content comes from the same request.
+            Err(error) if is_code(&error, 409) => Ok(()),
+            Err(error) => Err(refused_or_away(error)),
+        }
+    }
+
+    async fn own_secret(&self, organization: &str, pod: &KubePod) -> Result<(), PodError> {
+        let Some(owner) = objects::owner(pod) else {
+            return Ok(());
+        };
+        let patch = json!({ "metadata": { "ownerReferences": [owner] } });
+        let name = names::session_secret(&pod.name_any());
+        let patched = self.secrets(organization).patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        patched.map(|_| ()).map_err(refused_or_away)
+    }
+
+    async fn delete_secret(&self, organization: &str, name: &str) -> Result<(), PodError> {
+        match self.secrets(organization).delete(name, &DeleteParams::default()).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_code(&error, 404) => Ok(()),
+            Err(error) => Err(refused_or_away(error)),
+        }
+    }
+
+    async fn wait(&self, organization: &str, pod: &str, within: Duration) -> Result<Option<Pod>, PodError> {
+        let api = self.pods(organization);
+        let settled =
+            |pod: Option<&KubePod>| pod.is_none_or(|pod| !matches!(objects::observed(pod).state, PodState::Waiting(_)));
+        let waiting = tokio::time::timeout(within, await_condition(api.clone(), pod, settled)).await;
+        match waiting {
+            Ok(Ok(pod)) => Ok(pod.as_ref().map(objects::observed)),
+            Ok(Err(error)) => Err(PodError::Unavailable(error.to_string())),
+            Err(_elapsed) => {
+                let pod = api.get_opt(pod).await.map_err(refused_or_away)?;
+                Ok(pod.as_ref().map(objects::observed))
+            }
+        }
+    }
+
+    async fn list_sessions(&self, organization: &str) -> Result<Vec<(Uuid, Pod)>, PodError> {
+        let pods = self.list(organization, names::LABEL_SESSION).await?;
+        let session = |pod: &KubePod| pod.labels().get(names::LABEL_SESSION).and_then(|id| id.parse().ok());
+        Ok(pods.iter().filter_map(|pod| Some((session(pod)?, objects::observed(pod)))).collect())
+    }
+
+    async fn release_pods(&self, organization: &str, session: Uuid) -> Result<bool, PodError> {
+        // The Secret of a cold pod that was never made.
+        self.delete_secret(organization, &names::session_secret(&objects::cold_pod_name(session))).await?;
+        let pods = self.list(organization, &format!("{}={session}", names::LABEL_SESSION)).await?;
+        let api = self.pods(organization);
+        for pod in &pods {
+            let name = pod.name_any();
+            self.delete_secret(organization, &names::session_secret(&name)).await?;
+            if pod.metadata.deletion_timestamp.is_some() {
+                continue;
+            }
+            // The same name may already be another pod.
+            let same = Preconditions { uid: pod.uid(), resource_version: None };
+            let params = DeleteParams { preconditions: Some(same), ..DeleteParams::default() };
+            match api.delete(&name, &params).await {
+                Ok(_) => {}
+                Err(error) if is_code(&error, 404) || is_code(&error, 409) => {}
+                Err(error) => return Err(refused_or_away(error)),
+            }
+        }
+        Ok(pods.is_empty())
+    }
+
+    /// Whether the API server answers.
+    pub async fn ping(&self) -> Result<(), PodError> {
+        self.client.apiserver_version().await.map(|_| ()).map_err(refused_or_away)
+    }
+}
+
+impl PodBackend for KubernetesPods {
+    fn acquire<'a>(&'a self, request: &'a PodRequest) -> BoxFuture<'a, Result<Pod, PodError>> {
+        Box::pin(self.acquire_pod(request))
+    }
+
+    fn wait_running<'a>(
+        &'a self,
+        organization: &'a str,
+        pod: &'a str,
+        within: Duration,
+    ) -> BoxFuture<'a, Result<Option<Pod>, PodError>> {
+        Box::pin(self.wait(organization, pod, within))
+    }
+
+    fn of_sessions<'a>(&'a self, organization: &'a str) -> BoxFuture<'a, Result<Vec<(Uuid, Pod)>, PodError>> {
+        Box::pin(self.list_sessions(organization))
+    }
+
+    fn release<'a>(&'a self, organization: &'a str, session: Uuid) -> BoxFuture<'a, Result<bool, PodError>> {
+        Box::pin(self.release_pods(organization, session))
+    }
+}

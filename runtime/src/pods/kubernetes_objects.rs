@@ -1,0 +1,184 @@
+//! Pure: the objects that the API writes into a tenant namespace, and what a pod's status means.
+
+use std::collections::BTreeMap;
+
+use agentapi_crds::names;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{Pod as KubePod, PodSpec, PodTemplate, Secret, SecretVolumeSource, Volume};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::ResourceExt;
+use secrecy::ExposeSecret;
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::pods::{Pod, PodKind, PodRequest, PodState};
+
+/// Where a session pod mounts its Secret; its volume is the one that gets the pod's own Secret.
+const SECRET_MOUNT: &str = "/run/agentapi/session";
+/// Readable by the pod's group (fsGroup) only.
+const SECRET_MODE: i32 = 0o440;
+
+/// A cold pod's name says which session it is for, so a second attempt finds it.
+pub(super) fn cold_pod_name(session: Uuid) -> String {
+    format!("s-{}", session.simple())
+}
+
+/// The pod of a session, from its workspace's template.
+pub(super) fn cold_pod(template: &PodTemplate, name: &str, request: &PodRequest) -> Result<KubePod, String> {
+    let template = template.template.clone().unwrap_or_default();
+    let metadata = template.metadata.unwrap_or_default();
+    let mut spec =
+        template.spec.ok_or_else(|| format!("the pod template of workspace {} has no spec", request.workspace))?;
+    mount_own_secret(&mut spec, name);
+    let mut labels = metadata.labels.unwrap_or_default();
+    labels.extend([
+        (names::LABEL_MANAGED_BY.to_owned(), names::OPERATOR.to_owned()),
+        (names::LABEL_COMPONENT.to_owned(), names::COMPONENT_SESSION.to_owned()),
+        (names::LABEL_ORGANIZATION.to_owned(), request.organization.clone()),
+        (names::LABEL_WORKSPACE.to_owned(), request.workspace.clone()),
+        (names::LABEL_SESSION.to_owned(), request.session.to_string()),
+        (names::LABEL_POOL.to_owned(), names::POOL_COLD.to_owned()),
+    ]);
+    Ok(KubePod {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            labels: Some(labels),
+            annotations: metadata.annotations,
+            ..ObjectMeta::default()
+        },
+        spec: Some(spec),
+        status: None,
+    })
+}
+
+/// Points the session's volume at this pod's Secret, and adds it if the template has none.
+fn mount_own_secret(spec: &mut PodSpec, pod: &str) {
+    let source = SecretVolumeSource {
+        secret_name: Some(names::session_secret(pod)),
+        optional: Some(true),
+        default_mode: Some(SECRET_MODE),
+        ..SecretVolumeSource::default()
+    };
+    let mounted = spec
+        .containers
+        .iter()
+        .flat_map(|container| container.volume_mounts.iter().flatten())
+        .find(|mount| mount.mount_path == SECRET_MOUNT)
+        .map(|mount| mount.name.clone());
+    let volumes = spec.volumes.get_or_insert_default();
+    if let Some(name) = mounted {
+        volumes.retain(|volume| volume.name != name);
+        volumes.push(Volume { name, secret: Some(source), ..Volume::default() });
+    }
+}
+
+/// What the pod learns about its session, also after a container restart.
+pub(super) fn session_secret(request: &PodRequest, pod: &str, owner: Option<OwnerReference>) -> Secret {
+    let env: BTreeMap<&str, &str> =
+        request.env.iter().map(|(key, value)| (key.as_str(), value.expose_secret())).collect();
+    let session = json!({
+        "id": request.session,
+        "organization": request.organization,
+        "workspace": request.workspace,
+        "initialPrompt": request.prompt,
+    });
+    let data = BTreeMap::from([
+        ("env.json".to_owned(), ByteString(json!(env).to_string().into_bytes())),
+        ("session.json".to_owned(), ByteString(session.to_string().into_bytes())),
+        ("token".to_owned(), ByteString(request.token.expose_secret().as_bytes().to_vec())),
+    ]);
+    let labels = BTreeMap::from([
+        (names::LABEL_MANAGED_BY.to_owned(), names::OPERATOR.to_owned()),
+        (names::LABEL_COMPONENT.to_owned(), names::COMPONENT_SESSION.to_owned()),
+        (names::LABEL_SESSION.to_owned(), request.session.to_string()),
+        (names::LABEL_WORKSPACE.to_owned(), request.workspace.clone()),
+    ]);
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(names::session_secret(pod)),
+            labels: Some(labels),
+            owner_references: owner.map(|owner| vec![owner]),
+            ..ObjectMeta::default()
+        },
+        type_: Some("Opaque".to_owned()),
+        data: Some(data),
+        ..Secret::default()
+    }
+}
+
+/// The pod as an owner, so that what belongs to it goes with it.
+pub(super) fn owner(pod: &KubePod) -> Option<OwnerReference> {
+    Some(OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Pod".to_owned(),
+        name: pod.metadata.name.clone()?,
+        uid: pod.metadata.uid.clone()?,
+        ..OwnerReference::default()
+    })
+}
+
+/// A pod that takes a session at once.
+pub(super) fn is_ready(pod: &KubePod) -> bool {
+    let status = pod.status.as_ref();
+    let mut conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// What a pod is doing.
+pub(super) fn observed(pod: &KubePod) -> Pod {
+    let kind = match pod.labels().get(names::LABEL_POOL).map(String::as_str) {
+        Some(names::POOL_COLD) => PodKind::Cold,
+        _ => PodKind::Warm,
+    };
+    Pod { name: pod.name_any(), kind, state: state(pod) }
+}
+
+fn state(pod: &KubePod) -> PodState {
+    if pod.metadata.deletion_timestamp.is_some() {
+        return PodState::Terminating;
+    }
+    let Some(status) = &pod.status else {
+        return PodState::Waiting(None);
+    };
+    let agent = status.container_statuses.iter().flatten().find(|status| status.name == names::SESSION_CONTAINER);
+    if let Some(phase @ ("Failed" | "Succeeded")) = status.phase.as_deref() {
+        let terminated = agent.and_then(|agent| agent.state.as_ref()).and_then(|state| state.terminated.as_ref());
+        let why = match (&status.reason, &status.message, terminated) {
+            (Some(reason), Some(message), _) => format!("{reason}: {message}"),
+            (Some(reason), None, _) => reason.clone(),
+            (None, _, Some(end)) => {
+                format!("{} (exit code {})", end.reason.as_deref().unwrap_or("ended"), end.exit_code)
+            }
+            _ => phase.to_owned(),
+        };
+        return PodState::Failed(format!("the session's pod ended: {why}"));
+    }
+    let runs = agent.and_then(|agent| agent.state.as_ref()).is_some_and(|state| state.running.is_some());
+    match (&status.pod_ip, runs) {
+        (Some(ip), true) => PodState::Running(ip.clone()),
+        _ => PodState::Waiting(waits_for(pod)),
+    }
+}
+
+/// Why a pod does not run yet, in Kubernetes' own words.
+fn waits_for(pod: &KubePod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let waiting = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .filter_map(|status| status.state.as_ref()?.waiting.as_ref())
+        .find_map(|waiting| Some((waiting.reason.clone()?, waiting.message.clone())));
+    let unscheduled = || {
+        let condition =
+            status.conditions.iter().flatten().find(|it| it.type_ == "PodScheduled" && it.status == "False");
+        condition.and_then(|it| Some((it.reason.clone()?, it.message.clone())))
+    };
+    let (reason, message) = waiting.or_else(unscheduled)?;
+    Some(message.map_or_else(|| reason.clone(), |message| format!("{reason}: {message}")))
+}
+
+#[cfg(test)]
+#[path = "kubernetes_objects_tests.rs"]
+mod tests;

@@ -1,0 +1,98 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+use super::*;
+use secrecy::SecretString;
+
+fn request() -> PodRequest {
+    PodRequest {
+        session: "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap(),
+        organization: "acme".into(),
+        workspace: "coding".into(),
+        env: BTreeMap::from([("API_KEY".to_owned(), SecretString::from("hunter2"))]),
+        prompt: Some("hello".into()),
+        token: SecretString::from("tok"),
+    }
+}
+
+fn template() -> PodTemplate {
+    serde_json::from_value(json!({
+        "metadata": {"name": "ws-coding"},
+        "template": {
+            "metadata": {"labels": {"agentapi.dev/pool": "warm", "x": "y"}, "annotations": {"a": "b"}},
+            "spec": {
+                "containers": [{"name": "agent", "volumeMounts": [
+                    {"name": "session-secret", "mountPath": "/run/agentapi/session"},
+                    {"name": "state", "mountPath": "/state"}
+                ]}],
+                "volumes": [
+                    {"name": "session-secret", "secret": {"secretName": "placeholder", "optional": true}},
+                    {"name": "state", "emptyDir": {}}
+                ]
+            }
+        }
+    }))
+    .unwrap()
+}
+
+fn pod(value: serde_json::Value) -> KubePod {
+    serde_json::from_value(value).unwrap()
+}
+
+#[test]
+fn a_cold_pod_mounts_its_own_secret_and_says_whose_it_is() {
+    let request = request();
+    let name = cold_pod_name(request.session);
+    let pod = cold_pod(&template(), &name, &request).unwrap();
+    assert_eq!(pod.labels()[names::LABEL_POOL], names::POOL_COLD);
+    assert_eq!(pod.labels()[names::LABEL_SESSION], request.session.to_string());
+    assert_eq!(pod.labels()["x"], "y");
+    let volumes = pod.spec.unwrap().volumes.unwrap();
+    assert_eq!(volumes.len(), 2);
+    let secret = volumes.iter().find_map(|volume| volume.secret.clone()).unwrap();
+    assert_eq!(secret.secret_name, Some(format!("{name}-session")));
+}
+
+#[test]
+fn the_environment_is_in_the_secret_and_not_in_the_pod() {
+    let request = request();
+    let pod = cold_pod(&template(), "s-1", &request).unwrap();
+    assert!(!serde_json::to_string(&pod).unwrap().contains("hunter2"));
+    let secret = session_secret(&request, "s-1", None);
+    let data = secret.data.unwrap();
+    assert_eq!(data["env.json"].0, br#"{"API_KEY":"hunter2"}"#);
+    assert_eq!(data["token"].0, b"tok");
+}
+
+#[test]
+fn a_template_without_spec_is_refused_with_a_reason() {
+    let error = cold_pod(&PodTemplate::default(), "s-1", &request()).unwrap_err();
+    assert!(error.contains("coding"), "{error}");
+}
+
+#[test]
+fn states_are_told_apart() {
+    let running = pod(json!({"metadata": {"name": "p"}, "status": {"phase": "Running", "podIP": "10.0.0.7",
+        "containerStatuses": [{"name": "agent", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"running": {}}}]}}));
+    assert_eq!(observed(&running).state, PodState::Running("10.0.0.7".into()));
+    let pulling = pod(json!({"metadata": {"name": "p"}, "status": {"phase": "Pending",
+        "containerStatuses": [{"name": "agent", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}}]}}));
+    assert_eq!(observed(&pulling).state, PodState::Waiting(Some("ErrImagePull: no such image".into())));
+    let unscheduled = pod(json!({"metadata": {"name": "p"}, "status": {"phase": "Pending", "conditions":
+        [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no memory"}]}}));
+    assert_eq!(observed(&unscheduled).state, PodState::Waiting(Some("Unschedulable: no memory".into())));
+    let evicted = pod(json!({"metadata": {"name": "p"}, "status": {"phase": "Failed", "reason": "Evicted"}}));
+    assert_eq!(observed(&evicted).state, PodState::Failed("the session's pod ended: Evicted".into()));
+    let leaving = pod(json!({"metadata": {"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"}}));
+    assert_eq!(observed(&leaving).state, PodState::Terminating);
+}
+
+#[test]
+fn only_ready_pods_that_stay_are_claimed() {
+    let ready = json!({"metadata": {"name": "p"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    assert!(is_ready(&pod(ready.clone())));
+    let mut leaving = ready;
+    leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    assert!(!is_ready(&pod(leaving)));
+    assert!(!is_ready(&pod(json!({"metadata": {"name": "p"}}))));
+}

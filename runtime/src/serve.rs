@@ -1,0 +1,173 @@
+//! `agentapi-runtime serve`: puts the parts together, runs them, and takes them down in order.
+//! May touch: everything; nobody but `main` and the tests imports it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::jwks::Jwks;
+use crate::auth::session_token::{SessionTokenError, SessionTokens};
+use crate::auth::{AuthError, Authenticator, SharedSecrets, read_shared_secrets};
+use crate::config::ServeConfig;
+use crate::http::{App, AppState, router, server};
+use crate::lifecycle::{Lifecycle, reconciler};
+use crate::metrics::Metrics;
+use crate::pods::PodBackend;
+use crate::pods::agent::Agents;
+use crate::pods::kubernetes::KubernetesPods;
+use crate::store::{Store, StoreError};
+
+const POD_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const PROVIDER_TIMEOUT: Duration = Duration::from_secs(5);
+const POD_IDLE_CONNECTIONS: usize = 4;
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A listener.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(SocketAddr, std::io::Error),
+    /// The database URL.
+    #[error("DATABASE_URL: {0}")]
+    Store(#[from] StoreError),
+    /// The signing key.
+    #[error(transparent)]
+    Key(#[from] SessionTokenError),
+    /// The shared secrets.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    /// An HTTP client.
+    #[error("cannot set up an HTTP client: {0}")]
+    Http(#[from] reqwest::Error),
+    /// Metrics.
+    #[error("cannot set up metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// The cluster's client.
+    #[error("cannot set up the Kubernetes client: {0}; run in a pod with a ServiceAccount, or set KUBECONFIG")]
+    Kubernetes(#[from] kube::Error),
+}
+
+/// A server whose listeners are open.
+pub struct Server {
+    app: App,
+    public: TcpListener,
+    internal: TcpListener,
+    metrics: TcpListener,
+    config: ServeConfig,
+}
+
+/// Addresses that a server listens on; of use where the configuration says port 0.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// Public API.
+    pub public: SocketAddr,
+    /// API for session pods.
+    pub internal: SocketAddr,
+    /// Metrics.
+    pub metrics: SocketAddr,
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|error| ServeError::Listen(address, error))
+}
+
+impl Server {
+    /// With pods in the cluster that this process runs in (or that KUBECONFIG names).
+    pub async fn in_cluster(config: ServeConfig) -> Result<Self, ServeError> {
+        let metrics = Metrics::new()?;
+        let client = kube::Client::try_default().await?;
+        let pods = Arc::new(KubernetesPods::new(client, metrics.clone()));
+        Self::with_pods(config, pods, metrics).await
+    }
+
+    /// With pods from somewhere else.
+    pub async fn with_pods(
+        config: ServeConfig,
+        pods: Arc<dyn PodBackend>,
+        metrics: Metrics,
+    ) -> Result<Self, ServeError> {
+        let store = Store::connect(&config.database_url, config.db_max_connections)?;
+        let tokens = Arc::new(SessionTokens::from_file(&config.session_signing_key_file)?);
+        let shared_secrets = match &config.hs256_secrets_file {
+            Some(path) => read_shared_secrets(path)?,
+            None => SharedSecrets::new(),
+        };
+        let no_redirects = || reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
+        let provider_client = no_redirects().timeout(PROVIDER_TIMEOUT).build()?;
+        // Pods are on the cluster's own network: no proxy, and no overall timeout, which would cut event streams.
+        let pod_client = no_redirects()
+            .no_proxy()
+            .connect_timeout(POD_CONNECT_TIMEOUT)
+            .pool_max_idle_per_host(POD_IDLE_CONNECTIONS)
+            .pool_idle_timeout(Duration::from_secs(30))
+            .build()?;
+        let jwks = Jwks::new(provider_client, config.jwks_limits(), metrics.clone());
+        let agents = Agents::new(pod_client, Arc::clone(&tokens));
+        let lifecycle = Arc::new(Lifecycle::new(
+            store.clone(),
+            pods,
+            agents.clone(),
+            Arc::clone(&tokens),
+            metrics.clone(),
+            config.start_deadline(),
+        ));
+        let app = Arc::new(AppState {
+            authenticator: Authenticator::new(store.clone(), jwks, shared_secrets),
+            store,
+            tokens,
+            lifecycle,
+            agents,
+            metrics,
+            leaving: CancellationToken::new(),
+            closing: CancellationToken::new(),
+        });
+        Ok(Self {
+            app,
+            public: listen(config.http_listen).await?,
+            internal: listen(config.internal_listen).await?,
+            metrics: listen(config.metrics_listen).await?,
+            config,
+        })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> std::io::Result<Addresses> {
+        Ok(Addresses {
+            public: self.public.local_addr()?,
+            internal: self.internal.local_addr()?,
+            metrics: self.metrics.local_addr()?,
+        })
+    }
+
+    /// Serves until `stop`, then: fail the readiness probe, wait for the Service to notice, end event streams, take
+    /// no new connections, let running requests and session starts finish within the grace period.
+    pub async fn run(self, stop: CancellationToken) {
+        let Self { app, public, internal, metrics, config } = self;
+        let grace = Duration::from_secs(config.shutdown_grace_seconds);
+        let servers = TaskTracker::new();
+        for (listener, router) in [(public, router::public(&app)), (internal, router::internal(&app))] {
+            servers.spawn(server::serve(listener, router, app.closing.clone(), grace));
+        }
+        let last = CancellationToken::new();
+        servers.spawn(server::serve(metrics, router::metrics(&app), last.clone(), Duration::from_secs(1)));
+        let every = Duration::from_secs(config.reconcile_seconds.max(1));
+        servers.spawn(reconciler::run(Arc::clone(&app.lifecycle), every, app.leaving.clone()));
+        tracing::info!(public = %config.http_listen, internal = %config.internal_listen, "serving");
+
+        stop.cancelled().await;
+        tracing::info!("shutting down");
+        app.leaving.cancel();
+        tokio::time::sleep(Duration::from_secs(config.shutdown_delay_seconds)).await;
+        app.closing.cancel();
+        app.lifecycle.drain(grace).await;
+        last.cancel();
+        servers.close();
+        servers.wait().await;
+        app.store.close().await;
+        tracing::info!("bye");
+    }
+}

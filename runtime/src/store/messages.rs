@@ -1,0 +1,66 @@
+//! Transcripts, which outlive their pods. May touch: `messages`.
+
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::{StoreError, TenantTx};
+
+/// One message of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Counts from 0 within the session.
+    pub id: i32,
+    /// `agent` or `user`.
+    pub role: String,
+    /// Text.
+    pub content: String,
+    /// RFC 3339.
+    pub time: String,
+}
+
+impl TenantTx {
+    /// All of a session, oldest first.
+    pub async fn messages(&mut self, session: Uuid) -> Result<Vec<Message>, StoreError> {
+        let rows = sqlx::query(
+            "select id, role, content, to_char(time at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') as time
+             from messages where session_id = $1 order by id",
+        )
+        .bind(session)
+        .fetch_all(&mut *self.tx)
+        .await?;
+        let message = |row: &sqlx::postgres::PgRow| {
+            Ok::<_, sqlx::Error>(Message {
+                id: row.try_get("id")?,
+                role: row.try_get("role")?,
+                content: row.try_get("content")?,
+                time: row.try_get("time")?,
+            })
+        };
+        Ok(rows.iter().map(message).collect::<Result<_, _>>()?)
+    }
+
+    /// Adds what is new and replaces what has changed.
+    pub async fn upsert_messages(&mut self, session: Uuid, messages: &[Message]) -> Result<(), StoreError> {
+        let ids: Vec<i32> = messages.iter().map(|message| message.id).collect();
+        let roles: Vec<&str> = messages.iter().map(|message| message.role.as_str()).collect();
+        let contents: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+        let times: Vec<&str> = messages.iter().map(|message| message.time.as_str()).collect();
+        sqlx::query(
+            "insert into messages (org_id, session_id, id, role, content, time)
+             select $1, $2, new.id, new.role, new.content, new.time::timestamptz
+             from unnest($3::int[], $4::text[], $5::text[], $6::text[]) as new(id, role, content, time)
+             on conflict (org_id, session_id, id)
+             do update set role = excluded.role, content = excluded.content, time = excluded.time
+             where (messages.role, messages.content) is distinct from (excluded.role, excluded.content)",
+        )
+        .bind(self.organization_id)
+        .bind(session)
+        .bind(ids)
+        .bind(roles)
+        .bind(contents)
+        .bind(times)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(())
+    }
+}

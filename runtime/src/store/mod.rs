@@ -1,0 +1,160 @@
+//! All SQL of the API. A tenant's rows are reached through `Store::tenant_tx` and nothing else: the transaction takes
+//! on the tenant's database role, and row-level security does the rest. May touch: Postgres.
+
+pub mod audit;
+pub mod identity;
+pub mod leader;
+pub mod messages;
+pub mod sessions;
+pub mod users;
+pub mod workspaces;
+
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{PgPool, Postgres, Transaction};
+use uuid::Uuid;
+
+use crate::auth::Role;
+use identity::Organization;
+
+/// Why the database gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be reached, or all connections are busy for too long.
+    #[error("the database cannot be reached: {0}")]
+    Unavailable(sqlx::Error),
+    /// The tenant's role is gone: the organization was deleted.
+    #[error("the organization's database role no longer exists")]
+    TenantGone,
+    /// A statement failed.
+    #[error("database: {0}")]
+    Database(sqlx::Error),
+    /// A value in a row is not one that this version knows.
+    #[error("unexpected value in the database: {0}")]
+    Corrupt(&'static str),
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::Tls(_) => {
+                Self::Unavailable(error)
+            }
+            // 57P0x: the server is shutting down, crashed or starting; 08xxx and 53300: connection trouble.
+            sqlx::Error::Database(database) => match database.code().as_deref() {
+                Some(code) if code.starts_with("57P0") || code.starts_with("08") || code == "53300" => {
+                    Self::Unavailable(error)
+                }
+                _ => Self::Database(error),
+            },
+            _ => Self::Database(error),
+        }
+    }
+}
+
+/// Which rows a transaction may see.
+#[derive(Debug, Clone, Copy)]
+pub struct TenantScope<'a> {
+    /// The tenant.
+    pub organization: &'a Organization,
+    /// The user; without one only an admin scope sees rows that belong to users.
+    pub user_id: Option<Uuid>,
+    /// Admins see all users' rows of the organization.
+    pub role: Role,
+}
+
+impl<'a> TenantScope<'a> {
+    /// The platform itself at work for a tenant, such as the loop that ends idle sessions.
+    pub fn system(organization: &'a Organization) -> Self {
+        Self { organization, user_id: None, role: Role::Admin }
+    }
+}
+
+/// The database.
+#[derive(Clone)]
+pub struct Store {
+    pool: PgPool,
+}
+
+/// A transaction that sees one tenant's rows. Dropping it rolls back.
+pub struct TenantTx {
+    tx: Transaction<'static, Postgres>,
+    organization_id: Uuid,
+    user_id: Option<Uuid>,
+    role: Role,
+}
+
+impl Store {
+    /// Sets up the pool; connections are made when they are needed.
+    pub fn connect(url: &SecretString, max_connections: u32) -> Result<Self, StoreError> {
+        let options: PgConnectOptions = url.expose_secret().parse()?;
+        let options = options.application_name("agentapi-runtime");
+        let pool = PgPoolOptions::new()
+            .max_connections(max_connections)
+            .acquire_timeout(Duration::from_secs(5))
+            .idle_timeout(Duration::from_secs(300))
+            .connect_lazy_with(options);
+        Ok(Self { pool })
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("select 1").execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Closes the pool.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// Begins a transaction as the tenant's role. The settings end with the transaction, so a pooled connection
+    /// carries nothing over to the next tenant.
+    pub async fn tenant_tx(&self, scope: &TenantScope<'_>) -> Result<TenantTx, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let user = scope.user_id.map(|id| id.to_string()).unwrap_or_default();
+        sqlx::query(
+            "select set_config('role', $1, true), set_config('app.user_id', $2, true),
+                    set_config('app.user_role', $3, true)",
+        )
+        .bind(&scope.organization.role_name)
+        .bind(user)
+        .bind(scope.role.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(role_gone)?;
+        Ok(TenantTx { tx, organization_id: scope.organization.id, user_id: scope.user_id, role: scope.role })
+    }
+}
+
+/// Taking on a role that was dropped or revoked.
+fn role_gone(error: sqlx::Error) -> StoreError {
+    match error.as_database_error().and_then(|database| database.code().map(std::borrow::Cow::into_owned)).as_deref() {
+        Some("22023" | "42704" | "42501") => StoreError::TenantGone,
+        _ => error.into(),
+    }
+}
+
+impl TenantTx {
+    /// Makes the changes last.
+    pub async fn commit(self) -> Result<(), StoreError> {
+        Ok(self.tx.commit().await?)
+    }
+
+    /// For a few statements within a user's transaction that must see the whole organization, such as counting for
+    /// a quota. `end_widened` goes back.
+    async fn widen(&mut self) -> Result<(), StoreError> {
+        self.set_role(Role::Admin).await
+    }
+
+    async fn end_widened(&mut self) -> Result<(), StoreError> {
+        self.set_role(self.role).await
+    }
+
+    async fn set_role(&mut self, role: Role) -> Result<(), StoreError> {
+        sqlx::query("select set_config('app.user_role', $1, true)").bind(role.as_str()).execute(&mut *self.tx).await?;
+        Ok(())
+    }
+}

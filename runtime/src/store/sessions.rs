@@ -1,0 +1,357 @@
+//! Sessions: rows, their phases, quotas and idempotency. Every change of phase names the phases that it may start
+//! from, so that two replicas at work on one session cannot undo each other. May touch: `sessions`, `workspaces`.
+
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use uuid::Uuid;
+
+use super::workspaces::Workspace;
+use super::{StoreError, TenantTx};
+
+/// Where a session is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub enum Phase {
+    /// Accepted; no pod yet.
+    Pending,
+    /// A pod is chosen; the agent is not ready yet.
+    Starting,
+    /// The agent takes messages.
+    Running,
+    /// Being deleted.
+    Terminating,
+    /// Over; the transcript stays.
+    Ended,
+    /// Over because of an error.
+    Failed,
+}
+
+impl Phase {
+    /// As in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Starting => "Starting",
+            Self::Running => "Running",
+            Self::Terminating => "Terminating",
+            Self::Ended => "Ended",
+            Self::Failed => "Failed",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, StoreError> {
+        Ok(match text {
+            "Pending" => Self::Pending,
+            "Starting" => Self::Starting,
+            "Running" => Self::Running,
+            "Terminating" => Self::Terminating,
+            "Ended" => Self::Ended,
+            "Failed" => Self::Failed,
+            _ => return Err(StoreError::Corrupt("sessions.phase")),
+        })
+    }
+
+    /// Nothing more will happen to it.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Ended | Self::Failed)
+    }
+}
+
+/// A session.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// `UUIDv7`.
+    pub id: Uuid,
+    /// Name of its workspace.
+    pub workspace: String,
+    /// Owner.
+    pub user_id: Uuid,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Its pod.
+    pub pod_name: Option<String>,
+    /// Address of its pod.
+    pub pod_ip: Option<String>,
+    /// Type of its agent.
+    pub agent_type: String,
+    /// `running` or `stable`, as its pod last said.
+    pub agent_status: Option<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// RFC 3339, UTC.
+    pub updated_at: String,
+    /// RFC 3339, UTC.
+    pub last_activity_at: String,
+    /// RFC 3339, UTC.
+    pub ended_at: Option<String>,
+    /// Seconds since it was created, by the database's clock.
+    pub age_seconds: f64,
+    /// Seconds since the row was last changed.
+    pub unchanged_seconds: f64,
+    /// Seconds since its user or agent did something.
+    pub idle_seconds: f64,
+    /// The workspace's `idleTimeout`.
+    pub idle_timeout: Option<String>,
+    /// The workspace's `ttl`.
+    pub ttl: Option<String>,
+}
+
+/// Columns of [`Session`]; `sqlx::query` takes literals only, hence a macro.
+macro_rules! select_session {
+    ($rest:literal) => {
+        concat!(
+            "select s.id, w.name as workspace, s.user_id, s.phase, s.pod_name, s.pod_ip, s.agent_type, s.agent_status,
+                    s.error,
+                    to_char(s.created_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') as created_at,
+                    to_char(s.updated_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') as updated_at,
+                    to_char(s.last_activity_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')
+                        as last_activity_at,
+                    to_char(s.ended_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') as ended_at,
+                    extract(epoch from now() - s.created_at)::float8 as age_seconds,
+                    extract(epoch from now() - s.updated_at)::float8 as unchanged_seconds,
+                    extract(epoch from now() - s.last_activity_at)::float8 as idle_seconds,
+                    w.spec ->> 'idleTimeout' as idle_timeout, w.spec ->> 'ttl' as ttl
+             from sessions s join workspaces w on w.org_id = s.org_id and w.id = s.workspace_id ",
+            $rest
+        )
+    };
+}
+
+impl Session {
+    fn from_row(row: &PgRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.try_get("id")?,
+            workspace: row.try_get("workspace")?,
+            user_id: row.try_get("user_id")?,
+            phase: Phase::parse(row.try_get("phase")?)?,
+            pod_name: row.try_get("pod_name")?,
+            pod_ip: row.try_get("pod_ip")?,
+            agent_type: row.try_get("agent_type")?,
+            agent_status: row.try_get("agent_status")?,
+            error: row.try_get("error")?,
+            created_at: row.try_get("created_at")?,
+            updated_at: row.try_get("updated_at")?,
+            last_activity_at: row.try_get("last_activity_at")?,
+            ended_at: row.try_get("ended_at")?,
+            age_seconds: row.try_get("age_seconds")?,
+            unchanged_seconds: row.try_get("unchanged_seconds")?,
+            idle_seconds: row.try_get("idle_seconds")?,
+            idle_timeout: row.try_get("idle_timeout")?,
+            ttl: row.try_get("ttl")?,
+        })
+    }
+}
+
+/// Which sessions a list shows.
+#[derive(Debug, Default)]
+pub struct SessionFilter<'a> {
+    /// Only those of this workspace.
+    pub workspace: Option<&'a str>,
+    /// Only those in this phase.
+    pub phase: Option<Phase>,
+    /// Only those older than this one (the cursor).
+    pub before: Option<Uuid>,
+    /// At most this many.
+    pub limit: i64,
+}
+
+/// A limit that leaves no room.
+#[derive(Debug, Clone)]
+pub struct QuotaExceeded {
+    /// `organization.sessions` or `workspace.maxSessions`.
+    pub quota: &'static str,
+    /// The limit.
+    pub limit: i64,
+    /// Sessions that count against it.
+    pub used: i64,
+}
+
+impl TenantTx {
+    /// A session that the scope may see.
+    pub async fn session(&mut self, id: Uuid) -> Result<Option<Session>, StoreError> {
+        let row = sqlx::query(select_session!("where s.id = $1")).bind(id).fetch_optional(&mut *self.tx).await?;
+        row.as_ref().map(Session::from_row).transpose()
+    }
+
+    /// Newest first.
+    pub async fn sessions(&mut self, filter: &SessionFilter<'_>) -> Result<Vec<Session>, StoreError> {
+        let rows = sqlx::query(select_session!(
+            "where ($1::text is null or w.name = $1) and ($2::text is null or s.phase = $2)
+               and ($3::uuid is null or s.id < $3)
+             order by s.id desc limit $4"
+        ))
+        .bind(filter.workspace)
+        .bind(filter.phase.map(Phase::as_str))
+        .bind(filter.before)
+        .bind(filter.limit)
+        .fetch_all(&mut *self.tx)
+        .await?;
+        rows.iter().map(Session::from_row).collect()
+    }
+
+    /// All that are not over, for the platform's loop.
+    pub async fn unfinished_sessions(&mut self) -> Result<Vec<Session>, StoreError> {
+        let rows =
+            sqlx::query(select_session!("where s.ended_at is null order by s.id")).fetch_all(&mut *self.tx).await?;
+        rows.iter().map(Session::from_row).collect()
+    }
+
+    /// The session that the user made with this key, and the hash of the request that made it.
+    pub async fn session_by_key(&mut self, key: &str) -> Result<Option<(Uuid, Option<String>)>, StoreError> {
+        let row = sqlx::query("select id, request_hash from sessions where user_id = $1 and idempotency_key = $2")
+            .bind(self.user_id)
+            .bind(key)
+            .fetch_optional(&mut *self.tx)
+            .await?;
+        Ok(row.map(|row| Ok::<_, sqlx::Error>((row.try_get("id")?, row.try_get("request_hash")?))).transpose()?)
+    }
+
+    /// Locks the organization until the transaction ends and looks whether one more session fits. Whoever inserts
+    /// in the same transaction cannot be overtaken by another request.
+    pub async fn reserve_session(
+        &mut self,
+        workspace: &str,
+        organization_limit: Option<i64>,
+    ) -> Result<Option<Result<Workspace, QuotaExceeded>>, StoreError> {
+        sqlx::query("select app.lock_organization()").execute(&mut *self.tx).await?;
+        let Some(found) = self.workspaces().await?.into_iter().find(|candidate| candidate.name == workspace) else {
+            return Ok(None);
+        };
+        self.widen().await?;
+        let used: i64 =
+            sqlx::query_scalar("select count(*) from sessions where ended_at is null").fetch_one(&mut *self.tx).await?;
+        self.end_widened().await?;
+        if let Some(limit) = organization_limit.filter(|limit| used >= *limit) {
+            return Ok(Some(Err(QuotaExceeded { quota: "organization.sessions", limit, used })));
+        }
+        let limit = i64::from(found.max_sessions);
+        if found.active_sessions >= limit {
+            let used = found.active_sessions;
+            return Ok(Some(Err(QuotaExceeded { quota: "workspace.maxSessions", limit, used })));
+        }
+        Ok(Some(Ok(found)))
+    }
+
+    /// Adds a Pending session of the scope's user. False: another request with the same key got there first.
+    pub async fn insert_session(
+        &mut self,
+        id: Uuid,
+        workspace: &Workspace,
+        idempotency: Option<(&str, &str)>,
+    ) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "insert into sessions (org_id, id, workspace_id, user_id, agent_type, idempotency_key, request_hash)
+             values ($1, $2, $3, $4, $5, $6, $7)
+             on conflict on constraint sessions_idempotency do nothing",
+        )
+        .bind(self.organization_id)
+        .bind(id)
+        .bind(workspace.id)
+        .bind(self.user_id)
+        .bind(&workspace.agent_type)
+        .bind(idempotency.map(|(key, _)| key))
+        .bind(idempotency.map(|(_, hash)| hash))
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Pending or Starting → Starting, on this pod. False: it was deleted or has failed meanwhile.
+    pub async fn session_starting(&mut self, id: Uuid, pod: &str, ip: Option<&str>) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "update sessions set phase = 'Starting', pod_name = $2, pod_ip = $3
+             where id = $1 and phase in ('Pending', 'Starting')",
+        )
+        .bind(id)
+        .bind(pod)
+        .bind(ip)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Starting → Running. False: it was deleted or has failed meanwhile.
+    pub async fn session_running(&mut self, id: Uuid) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "update sessions set phase = 'Running', last_activity_at = now() where id = $1 and phase = 'Starting'",
+        )
+        .bind(id)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Somebody works on it.
+    pub async fn session_touched(&mut self, id: Uuid) -> Result<(), StoreError> {
+        sqlx::query("update sessions set updated_at = now() where id = $1 and phase in ('Pending', 'Starting')")
+            .bind(id)
+            .execute(&mut *self.tx)
+            .await?;
+        Ok(())
+    }
+
+    /// A restarted pod may have a new address.
+    pub async fn session_moved(&mut self, id: Uuid, ip: &str) -> Result<(), StoreError> {
+        sqlx::query(
+            "update sessions set pod_ip = $2 where id = $1 and ended_at is null and pod_ip is distinct from $2",
+        )
+        .bind(id)
+        .bind(ip)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(())
+    }
+
+    /// Whatever is not over → Terminating. False: it is already Terminating or over.
+    pub async fn session_terminating(&mut self, id: Uuid) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "update sessions set phase = 'Terminating'
+             where id = $1 and phase in ('Pending', 'Starting', 'Running')",
+        )
+        .bind(id)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Terminating → Ended.
+    pub async fn session_ended(&mut self, id: Uuid) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "update sessions set phase = 'Ended', ended_at = now(), pod_ip = null, agent_status = null
+             where id = $1 and phase = 'Terminating'",
+        )
+        .bind(id)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Pending, Starting or Running → Failed.
+    pub async fn session_failed(&mut self, id: Uuid, error: &str) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "update sessions set phase = 'Failed', error = left($2, 4096), ended_at = now(), pod_ip = null,
+                                 agent_status = null
+             where id = $1 and phase in ('Pending', 'Starting', 'Running')",
+        )
+        .bind(id)
+        .bind(error)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Its user or agent did something. Written at most every few seconds: the idle timeout counts minutes.
+    pub async fn session_active(&mut self, id: Uuid, agent_status: Option<&str>) -> Result<(), StoreError> {
+        sqlx::query(
+            "update sessions set last_activity_at = now(), agent_status = coalesce($2, agent_status)
+             where id = $1 and ended_at is null
+               and (last_activity_at < now() - interval '5 seconds' or ($2 is not null and agent_status is distinct from $2))",
+        )
+        .bind(id)
+        .bind(agent_status)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(())
+    }
+}
