@@ -1,6 +1,7 @@
 //! Harness and tests against real parts: Postgres, API server, agents, OIDC.
 
 pub mod api;
+pub mod chart;
 pub mod cluster;
 pub mod fakemodel;
 pub mod pg;
