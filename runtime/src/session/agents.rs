@@ -65,6 +65,9 @@ pub(super) struct AgentProfile {
     /// When the agent waits for input.
     #[serde(default)]
     pub ready: Ready,
+    /// Anything on the screen counts as ready: nothing is known about the program.
+    #[serde(default)]
+    pub any_screen_is_ready: bool,
     /// Shapes of the input box, tried in this order.
     #[serde(default)]
     pub input_box: Vec<InputBox>,
@@ -119,12 +122,15 @@ pub(super) struct SeedFile {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Ready {
-    /// At least one of these is on the screen (or, when empty, the input box is, or anything for agents without one).
+    /// At least one of these is near the bottom of the screen; when there are none, the input box is.
     #[serde(default)]
     pub any: Vec<String>,
-    /// None of these is near the bottom of the screen.
+    /// None of these is in the box or below it.
     #[serde(default)]
     pub none: Vec<String>,
+    /// Rows right above the box where `none` is looked for too.
+    #[serde(default)]
+    pub rows_above_box: usize,
 }
 
 /// How the input box looks.
@@ -161,7 +167,7 @@ pub(super) enum InputBox {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Noise {
-    /// First characters, after indentation.
+    /// First characters; indentation counts.
     #[serde(default)]
     pub starts_with: Vec<String>,
     /// All of these are in the line.

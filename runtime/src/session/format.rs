@@ -10,6 +10,10 @@ const RULE_BARS: usize = 15;
 const BOX_LINES: usize = 40;
 /// Status lines below the box.
 const FOOTER_LINES: usize = 12;
+/// Without a box, the status is in these last lines.
+const UNBOXED_STATUS_LINES: usize = 6;
+/// Letters of the input that an agent may leave out between two lines of its echo (the fences of a code block).
+const ECHO_SKIP: usize = 40;
 /// Echoed input starts within this many non-blank lines.
 const ECHO_LINES: usize = 6;
 /// What agents draw around the words they repeat.
@@ -26,17 +30,24 @@ pub(super) fn body(profile: &AgentProfile, lines: &[String]) -> Vec<String> {
     body
 }
 
-/// The agent waits for input, as far as its screen tells.
+/// The agent shows that it works.
+pub(super) fn is_busy(profile: &AgentProfile, screen: &[String]) -> bool {
+    // Only where the agent shows its state: the words may also be part of a reply.
+    let start = box_start(profile, screen).unwrap_or_else(|| screen.len().saturating_sub(UNBOXED_STATUS_LINES));
+    let status = &screen[start.saturating_sub(profile.ready.rows_above_box)..];
+    status.iter().any(|line| profile.ready.none.iter().any(|marker| line.contains(marker.as_str())))
+}
+
+/// The agent waits for a message, as far as its screen tells.
 pub(super) fn is_ready(profile: &AgentProfile, screen: &[String]) -> bool {
-    let bottom = &screen[screen.len().saturating_sub(BOX_LINES)..];
-    let shows = |markers: &[String]| bottom.iter().any(|line| markers.iter().any(|marker| line.contains(marker)));
-    if shows(&profile.ready.none) {
+    if is_busy(profile, screen) {
         return false;
     }
+    let bottom = &screen[screen.len().saturating_sub(BOX_LINES)..];
     if !profile.ready.any.is_empty() {
-        return shows(&profile.ready.any);
+        return bottom.iter().any(|line| profile.ready.any.iter().any(|marker| line.contains(marker.as_str())));
     }
-    if profile.input_box.is_empty() || profile.name == "custom" {
+    if profile.input_box.is_empty() || profile.any_screen_is_ready {
         return screen.iter().any(|line| !line.is_empty());
     }
     box_start(profile, screen).is_some()
@@ -114,39 +125,43 @@ fn strip_echo<'a>(profile: &AgentProfile, section: &'a [String], user_input: &st
     section
 }
 
-/// How many lines, from the first one on, repeat the user's input. 0 when they do not.
+/// How many lines, from the first one on, repeat the user's input. 0 when they do not. Agents wrap what they
+/// repeat, indent it, draw frames and lists around it: only letters and digits are compared.
 fn echo_length(profile: &AgentProfile, lines: &[String], user_input: &str) -> usize {
-    let wanted: Vec<char> = user_input.chars().filter(|c| !c.is_whitespace()).collect();
-    let mut matched = 0;
+    let letters = |text: &str| text.chars().filter(|c| c.is_alphanumeric()).collect::<String>();
+    let wanted = letters(user_input);
+    if wanted.is_empty() {
+        let same = lines.first().is_some_and(|line| undecorated(line) == undecorated(user_input));
+        return usize::from(same);
+    }
+    let mut rest = wanted.as_str();
     let mut length = 0;
     for (index, line) in lines.iter().enumerate() {
-        if matched == wanted.len() {
+        if rest.is_empty() {
             break;
         }
-        let bare = undecorated(line);
-        if profile.paste_placeholders.iter().any(|placeholder| bare.contains(placeholder.as_str())) {
+        if profile.paste_placeholders.iter().any(|placeholder| line.contains(placeholder.as_str())) {
             // The placeholder stands for the rest of the input.
             return index + 1;
         }
-        let full: Vec<char> = line.chars().filter(|c| !c.is_whitespace()).collect();
-        let bare: Vec<char> = bare.chars().filter(|c| !c.is_whitespace()).collect();
-        if bare.is_empty() {
-            // A blank line of the input, or of the frame around it; not the end unless nothing follows.
+        let line = letters(line);
+        if line.is_empty() {
+            // Blank, or only drawing; part of the echo when the next line is.
             continue;
         }
-        let rest = &wanted[matched..];
-        let consumed = [&full, &bare].into_iter().find(|candidate| rest.starts_with(candidate)).map(Vec::len);
-        match consumed {
-            Some(consumed) => {
-                matched += consumed;
+        let skip = if index == 0 { 0 } else { ECHO_SKIP };
+        match rest.find(&line).filter(|place| rest[..*place].chars().count() <= skip) {
+            Some(place) => {
+                rest = &rest[place + line.len()..];
                 length = index + 1;
             }
-            // The agent shows only the beginning of a long input, or decorates it: the first line decides.
             None => break,
         }
     }
-    let first_line = user_input.lines().next().unwrap_or_default().chars().filter(|c| !c.is_whitespace()).count();
-    if matched > 0 && matched >= first_line.min(wanted.len()) { length } else { 0 }
+    // The first line must be there as a whole, or as much of it as fits on a row.
+    let first_line = letters(user_input.trim_start().lines().next().unwrap_or_default());
+    let matched = wanted.len() - rest.len();
+    if matched >= first_line.len().min(ECHO_SKIP) { length } else { 0 }
 }
 
 fn undecorated(line: &str) -> &str {
@@ -172,12 +187,12 @@ fn is_rule(line: &str) -> bool {
 }
 
 fn is_noise(profile: &AgentProfile, line: &str) -> bool {
-    let bare = line.trim();
-    !bare.is_empty()
+    let line = line.trim_end();
+    !line.is_empty()
         && profile.noise.iter().any(|noise| {
-            (noise.starts_with.is_empty() || noise.starts_with.iter().any(|start| bare.starts_with(start.as_str())))
-                && noise.contains.iter().all(|part| bare.contains(part.as_str()))
-                && noise.ends_with.as_ref().is_none_or(|end| bare.ends_with(end.as_str()))
+            (noise.starts_with.is_empty() || noise.starts_with.iter().any(|start| line.starts_with(start.as_str())))
+                && noise.contains.iter().all(|part| line.contains(part.as_str()))
+                && noise.ends_with.as_ref().is_none_or(|end| line.ends_with(end.as_str()))
         })
 }
 

@@ -58,8 +58,10 @@ pub(super) enum ClaimRefused {
 pub(super) struct Inner {
     pub(super) conversation: Conversation,
     pub(super) last_change: Instant,
-    /// The screen looks as if the agent waits for input.
+    /// The screen looks as if the agent waits for a message.
     pub(super) ready_now: bool,
+    /// The screen says that the agent works.
+    pub(super) busy_now: bool,
     /// The agent has been ready since it was started.
     pub(super) agent_ready: bool,
     /// A message is being typed; the screen belongs to nobody.
@@ -133,6 +135,7 @@ impl Host {
             conversation,
             last_change: Instant::now(),
             ready_now: false,
+            busy_now: false,
             agent_ready: false,
             sending: false,
             status: Status::Running,
@@ -317,6 +320,7 @@ impl Host {
             inner.generation += 1;
             inner.agent_ready = false;
             inner.ready_now = false;
+            inner.busy_now = false;
             self.refresh(&mut inner);
             (inner.process.take(), inner.generation, inner.env.clone(), inner.conversation.begun())
         };

@@ -26,6 +26,9 @@ pub(super) enum SendError {
     /// The agent works, or another message is being sent.
     #[error("the agent is busy; wait until its status is stable")]
     Busy,
+    /// The agent shows something else than its input box; Enter would answer it.
+    #[error("the agent asks something and takes no message now; look at its screen and answer with type raw")]
+    Asks,
     /// The process takes no input.
     #[error(transparent)]
     Pty(#[from] PtyError),
@@ -66,6 +69,9 @@ impl Host {
                 let mut inner = host.lock();
                 if inner.status != Status::Stable {
                     return Err(SendError::Busy);
+                }
+                if !inner.ready_now {
+                    return Err(SendError::Asks);
                 }
                 inner.sending = true;
                 host.refresh(&mut inner);

@@ -32,12 +32,12 @@ impl Host {
     /// When the status can change although the screen does not.
     fn next_evaluation(&self) -> Option<Instant> {
         let inner = self.lock();
-        if inner.status == Status::Stable || inner.process.is_none() || !inner.ready_now {
-            // Only a change of the screen can change anything.
+        // Otherwise only a change of the screen, or the end of what is being done, can change anything.
+        if inner.status == Status::Stable || inner.process.is_none() {
             None
         } else if !inner.agent_ready {
-            Some(inner.last_change + self.profile.input.ready_settle())
-        } else if !inner.sending && !inner.prompt_state.is_open() {
+            inner.ready_now.then(|| inner.last_change + self.profile.input.ready_settle())
+        } else if !inner.busy_now && !inner.sending && !inner.prompt_state.is_open() {
             Some(inner.last_change + self.config.timing.stable)
         } else {
             None
@@ -56,6 +56,7 @@ impl Host {
         self.frames.send_replace(Arc::clone(&frame));
         if changed {
             inner.last_change = Instant::now();
+            inner.busy_now = format::is_busy(&self.profile, frame.screen());
             inner.ready_now = format::is_ready(&self.profile, frame.screen());
             self.observe(&mut inner);
         }
@@ -88,7 +89,8 @@ impl Host {
         }
         let stable = alive
             && inner.agent_ready
-            && inner.ready_now
+            // Not `ready_now`: an agent that asks for a permission shows no input box and waits for the user.
+            && !inner.busy_now
             && !inner.sending
             && !inner.prompt_state.is_open()
             && quiet >= self.config.timing.stable;

@@ -100,6 +100,7 @@ fn send_problem(error: SendError) -> Problem {
     match error {
         SendError::Empty => Problem::new(StatusCode::BAD_REQUEST, "empty-message", error),
         SendError::Busy => Problem::new(StatusCode::CONFLICT, "agent-busy", error),
+        SendError::Asks => Problem::new(StatusCode::CONFLICT, "agent-asks", error),
         SendError::Pty(error) => pty_problem(&error),
         SendError::NotShown(_) | SendError::NotStarted(_) => {
             Problem::new(StatusCode::GATEWAY_TIMEOUT, "agent-did-not-react", error)
