@@ -30,19 +30,36 @@ pub(super) fn body(profile: &AgentProfile, lines: &[String]) -> Vec<String> {
     body
 }
 
-/// The agent shows that it works.
-pub(super) fn is_busy(profile: &AgentProfile, screen: &[String]) -> bool {
+/// What a screen says about its agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// It works.
+    Working,
+    /// It waits for a message.
+    Waiting,
+    /// Neither: it starts, or asks something that is no message.
+    Other,
+}
+
+/// What a screen says about its agent.
+pub(super) fn look(profile: &AgentProfile, screen: &[String]) -> Look {
+    if is_working(profile, screen) {
+        Look::Working
+    } else if is_waiting(profile, screen) {
+        Look::Waiting
+    } else {
+        Look::Other
+    }
+}
+
+fn is_working(profile: &AgentProfile, screen: &[String]) -> bool {
     // Only where the agent shows its state: the words may also be part of a reply.
     let start = box_start(profile, screen).unwrap_or_else(|| screen.len().saturating_sub(UNBOXED_STATUS_LINES));
     let status = &screen[start.saturating_sub(profile.ready.rows_above_box)..];
     status.iter().any(|line| profile.ready.none.iter().any(|marker| line.contains(marker.as_str())))
 }
 
-/// The agent waits for a message, as far as its screen tells.
-pub(super) fn is_ready(profile: &AgentProfile, screen: &[String]) -> bool {
-    if is_busy(profile, screen) {
-        return false;
-    }
+fn is_waiting(profile: &AgentProfile, screen: &[String]) -> bool {
     let bottom = &screen[screen.len().saturating_sub(BOX_LINES)..];
     if !profile.ready.any.is_empty() {
         return bottom.iter().any(|line| profile.ready.any.iter().any(|marker| line.contains(marker.as_str())));

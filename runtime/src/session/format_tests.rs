@@ -42,7 +42,8 @@ fn a_quote_of_the_input_in_the_reply_stays() {
 #[test]
 fn wrapped_and_reformatted_input_is_stripped() {
     let user = "Look at this, please, and be careful with the edges:\n\n```rust\nfn main() {}\n```\n\n- one\n- two";
-    let after = "❯ Look at this, please, and be\n  careful with the edges:\n\n  fn main() {}\n\n  • one\n  • two\n\n● Done.";
+    let after =
+        "❯ Look at this, please, and be\n  careful with the edges:\n\n  fn main() {}\n\n  • one\n  • two\n\n● Done.";
     assert_eq!(message("claude", "", after, user), "● Done.");
 }
 
@@ -85,7 +86,7 @@ fn spinners_are_no_text() {
 fn the_input_box_is_no_text_and_means_ready(#[case] agent: &str, #[case] screen: &str) {
     let profile = profile(agent).unwrap();
     assert_eq!(body(&profile, &lines(screen)), ["text"]);
-    assert!(is_ready(&profile, &lines(screen)));
+    assert_eq!(look(&profile, &lines(screen)), Look::Waiting);
 }
 
 #[test]
@@ -98,10 +99,10 @@ fn a_table_in_a_reply_is_no_input_box() {
 fn a_working_or_asking_agent_is_not_ready_and_its_words_do_not_matter() {
     let claude = profile("claude").unwrap();
     let busy = lines(&format!("text\n{RULE}\n❯ \n{RULE}\n  esc to interrupt"));
-    assert!(is_busy(&claude, &busy) && !is_ready(&claude, &busy));
+    assert_eq!(look(&claude, &busy), Look::Working);
     let says_so = lines(&format!("● Press esc to interrupt\n{RULE}\n❯ \n{RULE}\n  ? for shortcuts"));
-    assert!(!is_busy(&claude, &says_so) && is_ready(&claude, &says_so));
+    assert_eq!(look(&claude, &says_so), Look::Waiting);
     let asks = lines(&format!("text\n{RULE}\n Bash command\n Do you want to proceed?\n ❯ 1. Yes\n   2. No"));
-    assert!(!is_busy(&claude, &asks) && !is_ready(&claude, &asks));
-    assert!(!is_ready(&claude, &[]));
+    assert_eq!(look(&claude, &asks), Look::Other);
+    assert_eq!(look(&claude, &[]), Look::Other);
 }

@@ -19,6 +19,7 @@ use super::{
     claim::Claim,
     config::SessionConfig,
     events::{Body, Hub, Status, Subscription},
+    format::Look,
     messages::{Conversation, Message},
     pty::{AgentProcess, Command, Exit, PtyError},
     screen::Frame,
@@ -58,10 +59,8 @@ pub(super) enum ClaimRefused {
 pub(super) struct Inner {
     pub(super) conversation: Conversation,
     pub(super) last_change: Instant,
-    /// The screen looks as if the agent waits for a message.
-    pub(super) ready_now: bool,
-    /// The screen says that the agent works.
-    pub(super) busy_now: bool,
+    /// What the screen says about the agent.
+    pub(super) look: Look,
     /// The agent has been ready since it was started.
     pub(super) agent_ready: bool,
     /// A message is being typed; the screen belongs to nobody.
@@ -98,7 +97,7 @@ pub(super) struct Host {
 
 impl Host {
     /// Reads what an earlier process of this pod left and what the Secret says; starts nothing.
-    pub(super) async fn open(config: SessionConfig) -> Result<Arc<Self>, Error> {
+    pub(super) fn open(config: SessionConfig) -> Result<Arc<Self>, Error> {
         let profile = agents::profile(&config.agent_type)?;
         let state_dir = StateDir::open(&config.state_dir)?;
         let state = state_dir.load()?;
@@ -119,7 +118,7 @@ impl Host {
             tracing::info!(messages = state.messages.len(), "state restored");
         }
         let conversation = Conversation::restore(state.messages, now);
-        let (prompt, prompt_state) = match (state.initial_prompt, state.initial_prompt_state) {
+        let (prompt, prompt_state) = match (state.initial_prompt, state.prompt_progress) {
             (Some(prompt), saved) if saved != PromptState::None => {
                 // Typed but not confirmed when the earlier process ended: at most once, so not again.
                 (Some(prompt), if saved == PromptState::Sending { PromptState::Sent } else { saved })
@@ -134,8 +133,7 @@ impl Host {
         let inner = Inner {
             conversation,
             last_change: Instant::now(),
-            ready_now: false,
-            busy_now: false,
+            look: Look::Other,
             agent_ready: false,
             sending: false,
             status: Status::Running,
@@ -278,7 +276,7 @@ impl Host {
             let mut state = State::new(inner.conversation.messages().to_vec());
             state.session_id.clone_from(&inner.session_id);
             state.initial_prompt.clone_from(&inner.prompt);
-            state.initial_prompt_state = inner.prompt_state;
+            state.prompt_progress = inner.prompt_state;
             state
         };
         let dir = self.state_dir.clone();
@@ -319,8 +317,7 @@ impl Host {
             let mut inner = self.lock();
             inner.generation += 1;
             inner.agent_ready = false;
-            inner.ready_now = false;
-            inner.busy_now = false;
+            inner.look = Look::Other;
             self.refresh(&mut inner);
             (inner.process.take(), inner.generation, inner.env.clone(), inner.conversation.begun())
         };

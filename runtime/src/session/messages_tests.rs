@@ -97,7 +97,9 @@ fn replay(bytes: &[u8], steps: &[Step], cuts: &[usize]) -> Conversation {
             typed = Some((paste.clone(), terminal.frame().screen().to_vec()));
         }
         // What is only typed is not sent; the host does not look at the screen then.
-        if step.enter && let Some((text, before)) = typed.take() {
+        if step.enter
+            && let Some((text, before)) = typed.take()
+        {
             conversation.user_message(&claude, &text, &before, at(second));
         }
         let mut ends: Vec<usize> = cuts.iter().copied().filter(|cut| (position..step.offset).contains(cut)).collect();

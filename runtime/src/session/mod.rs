@@ -88,7 +88,7 @@ pub async fn run(config: SessionConfig, shutdown: CancellationToken) -> Result<(
     }
     let address = config.listen;
     let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
-    let host = Host::open(config).await?;
+    let host = Host::open(config)?;
 
     // The background work ends with `background`, the HTTP side with `serving`.
     let background = CancellationToken::new();

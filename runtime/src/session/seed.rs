@@ -184,11 +184,11 @@ mod tests {
         for _ in 0..2 {
             seeder.seed(&profile("claude").unwrap()).unwrap();
         }
-        let seeded: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-        assert_eq!(seeded["numStartups"], 3);
-        assert_eq!(seeded["projects"]["/other"]["x"], 1);
-        assert_eq!(seeded["projects"]["/work space"]["hasTrustDialogAccepted"], true);
-        assert_eq!(seeded["customApiKeyResponses"]["approved"], serde_json::json!(["456789abcdefghijKLMN"]));
+        let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        assert_eq!(written["numStartups"], 3);
+        assert_eq!(written["projects"]["/other"]["x"], 1);
+        assert_eq!(written["projects"]["/work space"]["hasTrustDialogAccepted"], true);
+        assert_eq!(written["customApiKeyResponses"]["approved"], serde_json::json!(["456789abcdefghijKLMN"]));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     agents::Paste,
     events::{Body, Status},
+    format::Look,
     host::Host,
     pty::{AgentProcess, PtyError},
     screen::Frame,
@@ -70,7 +71,7 @@ impl Host {
                 if inner.status != Status::Stable {
                     return Err(SendError::Busy);
                 }
-                if !inner.ready_now {
+                if inner.look != Look::Waiting {
                     return Err(SendError::Asks);
                 }
                 inner.sending = true;

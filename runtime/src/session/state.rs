@@ -50,19 +50,14 @@ pub(super) struct State {
     /// Initial prompt.
     pub initial_prompt: Option<String>,
     /// How far it got.
-    pub initial_prompt_state: PromptState,
+    #[serde(rename = "initial_prompt_state")]
+    pub prompt_progress: PromptState,
 }
 
 impl State {
     /// A state of the current version.
     pub(super) fn new(messages: Vec<Message>) -> Self {
-        Self {
-            version: VERSION,
-            session_id: None,
-            messages,
-            initial_prompt: None,
-            initial_prompt_state: PromptState::None,
-        }
+        Self { version: VERSION, session_id: None, messages, initial_prompt: None, prompt_progress: PromptState::None }
     }
 }
 
@@ -101,7 +96,7 @@ impl StateDir {
 
     /// Saves the state.
     pub(super) fn save(&self, state: &State) -> Result<(), StateError> {
-        self.write(&self.state_path(), state)
+        write(&self.state_path(), state)
     }
 
     /// The claim that this pod was given.
@@ -113,12 +108,7 @@ impl StateDir {
 
     /// Saves the claim; it holds secrets, so the file is for this user only, like every file here.
     pub(super) fn save_claim(&self, claim: &Claim) -> Result<(), StateError> {
-        self.write(&self.claim_path(), &claim.exposed())
-    }
-
-    fn write(&self, path: &Path, value: &impl Serialize) -> Result<(), StateError> {
-        let bytes = serde_json::to_vec(value).map_err(|error| failed(path, io::Error::other(error)))?;
-        write_atomically(path, &bytes).map_err(|source| failed(path, source))
+        write(&self.claim_path(), &claim.exposed())
     }
 
     fn state_path(&self) -> PathBuf {
@@ -128,6 +118,11 @@ impl StateDir {
     fn claim_path(&self) -> PathBuf {
         self.0.join("claim.json")
     }
+}
+
+fn write(path: &Path, value: &impl Serialize) -> Result<(), StateError> {
+    let bytes = serde_json::to_vec(value).map_err(|error| failed(path, io::Error::other(error)))?;
+    write_atomically(path, &bytes).map_err(|source| failed(path, source))
 }
 
 fn failed(path: &Path, source: io::Error) -> StateError {
@@ -176,12 +171,12 @@ mod tests {
         assert!(dir.load().unwrap().is_none());
         let mut state = State::new(Vec::new());
         state.session_id = Some("s".to_owned());
-        state.initial_prompt_state = PromptState::Sending;
+        state.prompt_progress = PromptState::Sending;
         dir.save(&state).unwrap();
         dir.save(&state).unwrap();
         let loaded = dir.load().unwrap().unwrap();
         assert_eq!(loaded.session_id.as_deref(), Some("s"));
-        assert_eq!(loaded.initial_prompt_state, PromptState::Sending);
+        assert_eq!(loaded.prompt_progress, PromptState::Sending);
         let files: Vec<_> = std::fs::read_dir(folder.path().join("deep/er")).unwrap().flatten().collect();
         assert_eq!(files.len(), 1);
         assert_eq!(files[0].metadata().unwrap().permissions().mode() & 0o777, 0o600);

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     events::{Body, Status},
-    format,
+    format::{self, Look},
     host::{Host, Inner},
 };
 
@@ -36,8 +36,8 @@ impl Host {
         if inner.status == Status::Stable || inner.process.is_none() {
             None
         } else if !inner.agent_ready {
-            inner.ready_now.then(|| inner.last_change + self.profile.input.ready_settle())
-        } else if !inner.busy_now && !inner.sending && !inner.prompt_state.is_open() {
+            (inner.look == Look::Waiting).then(|| inner.last_change + self.profile.input.ready_settle())
+        } else if inner.look != Look::Working && !inner.sending && !inner.prompt_state.is_open() {
             Some(inner.last_change + self.config.timing.stable)
         } else {
             None
@@ -56,8 +56,7 @@ impl Host {
         self.frames.send_replace(Arc::clone(&frame));
         if changed {
             inner.last_change = Instant::now();
-            inner.busy_now = format::is_busy(&self.profile, frame.screen());
-            inner.ready_now = format::is_ready(&self.profile, frame.screen());
+            inner.look = format::look(&self.profile, frame.screen());
             self.observe(&mut inner);
         }
     }
@@ -83,14 +82,14 @@ impl Host {
     pub(super) fn refresh(&self, inner: &mut Inner) {
         let quiet = inner.last_change.elapsed();
         let alive = inner.process.is_some();
-        if alive && !inner.agent_ready && inner.ready_now && quiet >= self.profile.input.ready_settle() {
+        if alive && !inner.agent_ready && inner.look == Look::Waiting && quiet >= self.profile.input.ready_settle() {
             inner.agent_ready = true;
             self.ready.send_replace(true);
         }
         let stable = alive
             && inner.agent_ready
-            // Not `ready_now`: an agent that asks for a permission shows no input box and waits for the user.
-            && !inner.busy_now
+            // Not only when it is `Waiting`: an agent that asks for a permission shows no input box and waits for the user.
+            && inner.look != Look::Working
             && !inner.sending
             && !inner.prompt_state.is_open()
             && quiet >= self.config.timing.stable;

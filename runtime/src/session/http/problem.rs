@@ -1,5 +1,7 @@
 //! Errors as `application/problem+json` (RFC 9457).
 
+use std::fmt::Display;
+
 use axum::{
     Json,
     http::{HeaderValue, StatusCode, header},
@@ -17,8 +19,8 @@ pub(super) struct Problem {
 
 impl Problem {
     /// A problem; `detail` tells the caller what to do.
-    pub(super) fn new(status: StatusCode, slug: &'static str, detail: impl ToString) -> Self {
-        Self { status, slug, detail: detail.to_string() }
+    pub(super) fn new(status: StatusCode, slug: &'static str, detail: impl Display) -> Self {
+        Self { status, slug, detail: format!("{detail}") }
     }
 }
 

@@ -46,19 +46,16 @@ fn event_stream(app: App, last: Option<String>) -> impl Stream<Item = Result<Eve
         let mut last = last;
         loop {
             let (snapshot, mut subscription) = app.host.subscribe(last.as_deref());
-            match subscription.missed.take() {
-                Some(missed) => {
-                    for event in missed {
-                        yield Ok(sse(&event.body, &app.host.hub.id(event.sequence)));
-                    }
+            if let Some(missed) = subscription.missed.take() {
+                for event in missed {
+                    yield Ok(sse(&event.body, &app.host.hub.id(event.sequence)));
                 }
-                None => {
-                    let end = snapshot.len().saturating_sub(1);
-                    let id = app.host.hub.id(subscription.sequence);
-                    for (index, body) in snapshot.iter().enumerate() {
-                        let id = if index == end { id.clone() } else { format!("{id}-{index}") };
-                        yield Ok(sse(body, &id));
-                    }
+            } else {
+                let end = snapshot.len().saturating_sub(1);
+                let id = app.host.hub.id(subscription.sequence);
+                for (index, body) in snapshot.iter().enumerate() {
+                    let id = if index == end { id.clone() } else { format!("{id}-{index}") };
+                    yield Ok(sse(body, &id));
                 }
             }
             loop {
