@@ -1,3 +1,23 @@
 //! The operator: turns AgentAPI custom resources into namespaces, pods, Postgres roles and Secrets.
+//!
+//! A reconcile is five steps: dereference (reads), validate, build (both pure), apply, status.
+//! Only [`apply`] writes to the cluster and only [`tenancy`] and [`records`] write to Postgres.
+pub mod apply;
+pub mod config;
+pub mod context;
+pub mod controllers;
+pub mod drift;
+pub mod envelope;
+pub mod error;
+pub mod health;
+pub mod lease;
+pub mod metrics;
 pub mod migrate;
+pub mod records;
+pub mod run;
 pub mod scram;
+pub mod shutdown;
+pub mod status;
+pub mod system;
+pub mod telemetry;
+pub mod tenancy;

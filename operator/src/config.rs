@@ -1,0 +1,64 @@
+//! Settings of `agentapi-operator run`: flags, each with an environment variable that the chart sets.
+use agentapi_crds::names;
+use secrecy::SecretString;
+use std::{net::SocketAddr, time::Duration};
+
+/// Settings of the operator.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// Connection URL of the role `agentapi_operator`.
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: SecretString,
+    /// Namespace that the operator and the runtime run in.
+    #[arg(long, env = "POD_NAMESPACE", default_value = names::SYSTEM_NAMESPACE)]
+    pub system_namespace: String,
+    /// Name of this replica, its identity in the leader election. Default: random.
+    #[arg(long, env = "POD_NAME")]
+    pub pod_name: Option<String>,
+    /// `ServiceAccount` that this operator runs as.
+    #[arg(long, env = "OPERATOR_SERVICE_ACCOUNT", default_value = names::OPERATOR)]
+    pub operator_service_account: String,
+    /// `ServiceAccount` of the runtime.
+    #[arg(long, env = "RUNTIME_SERVICE_ACCOUNT", default_value = names::RUNTIME)]
+    pub runtime_service_account: String,
+    /// Base URL at which session pods reach the runtime's internal API. Default: the Service in the system namespace.
+    #[arg(long, env = "RUNTIME_INTERNAL_URL")]
+    pub runtime_internal_url: Option<String>,
+    /// Namespace whose pods answer DNS.
+    #[arg(long, env = "DNS_NAMESPACE", default_value = "kube-system")]
+    pub dns_namespace: String,
+    /// `host:port` of Postgres as tenants reach it. Default: that of the database URL.
+    #[arg(long, env = "TENANT_DATABASE_HOST")]
+    pub tenant_database_host: Option<String>,
+    /// Age in days at which the password of a read-only role is rotated.
+    #[arg(long, env = "CREDENTIAL_MAX_AGE_DAYS", default_value_t = 90)]
+    pub credential_max_age_days: u32,
+    /// Seconds after which deleting an Organization that retains its rows no longer waits for Postgres.
+    #[arg(long, env = "DELETION_DEADLINE_SECONDS", default_value_t = 600)]
+    pub deletion_deadline_seconds: u32,
+    /// Address of the probes and metrics.
+    #[arg(long, env = "LISTEN", default_value = "0.0.0.0:8081")]
+    pub listen: SocketAddr,
+    /// Seconds that a leader may be silent before another replica takes over.
+    #[arg(long, env = "LEASE_DURATION_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..=300))]
+    pub lease_duration_seconds: u16,
+}
+
+impl Config {
+    /// Base URL at which session pods reach the runtime's internal API.
+    pub fn runtime_internal_url(&self) -> String {
+        self.runtime_internal_url.clone().unwrap_or_else(|| {
+            format!(
+                "http://{}.{}.svc.cluster.local:{}",
+                names::RUNTIME,
+                self.system_namespace,
+                names::RUNTIME_INTERNAL_PORT
+            )
+        })
+    }
+
+    /// How long a leader may be silent.
+    pub fn lease_duration(&self) -> Duration {
+        Duration::from_secs(u64::from(self.lease_duration_seconds))
+    }
+}

@@ -1,0 +1,124 @@
+//! Drift in Postgres: every few seconds two queries, compared with what must be. Organizations that differ are
+//! reconciled; what belongs to an Organization that is gone is removed.
+use crate::{
+    context::Context,
+    records::{self, LiveOrganization, Snapshot},
+    tenancy::{self, names::TenantRoles, roles},
+};
+use agentapi_crds::{Organization, common::DeletionPolicy, conditions::DATABASE_READY};
+use kube::{Api, ResourceExt, runtime::reflector::ObjectRef};
+use std::{sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// How often we look: well within the five seconds in which drift is repaired.
+const PERIOD: Duration = Duration::from_secs(3);
+
+/// Look again and again until `stop`.
+pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(PERIOD);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        match records::snapshot(&context.database).await {
+            Ok(snapshot) => look(&context, &snapshot).await,
+            Err(error) => tracing::debug!(%error, "can't look for drift in Postgres"),
+        }
+    }
+}
+
+async fn look(context: &Context, snapshot: &Snapshot) {
+    let organizations = context.stores.organizations.state();
+    for organization in &organizations {
+        if has_drifted(organization, snapshot) {
+            let _ = context.triggers.organizations.unbounded_send(ObjectRef::from_obj(&**organization));
+        }
+    }
+    for row in &snapshot.organizations {
+        let known = organizations.iter().any(|organization| is(organization, row));
+        if !known && is_gone(context, row).await {
+            sweep(context, row).await;
+        }
+    }
+}
+
+fn is(organization: &Organization, row: &LiveOrganization) -> bool {
+    organization.uid().is_some_and(|uid| uid == row.id.to_string())
+}
+
+/// Does Postgres differ from an Organization that says that it is in place there?
+fn has_drifted(organization: &Organization, snapshot: &Snapshot) -> bool {
+    let in_place = organization.metadata.deletion_timestamp.is_none()
+        && organization.status.iter().flat_map(|status| &status.conditions).any(|condition| {
+            condition.type_ == DATABASE_READY
+                && condition.status == "True"
+                && condition.observed_generation == organization.metadata.generation
+        });
+    let Ok(wanted) = TenantRoles::of(&organization.name_any()) else { return false };
+    in_place
+        && (!roles::plan(&wanted, &snapshot.roles).is_empty()
+            || !snapshot.organizations.iter().any(|row| {
+                is(organization, row) && row.roles == 2 && Some(row.generation) == organization.metadata.generation
+            }))
+}
+
+/// The watch may be behind: the API server has the last word.
+async fn is_gone(context: &Context, row: &LiveOrganization) -> bool {
+    match Api::<Organization>::all(context.client.clone()).get_metadata_opt(&row.slug).await {
+        Ok(live) => live.and_then(|live| live.uid()).is_none_or(|uid| uid != row.id.to_string()),
+        Err(error) => {
+            tracing::warn!(%error, "can't tell whether an Organization is gone");
+            false
+        }
+    }
+}
+
+async fn sweep(context: &Context, row: &LiveOrganization) {
+    let policy = if row.deletes { DeletionPolicy::Delete } else { DeletionPolicy::Retain };
+    tracing::info!(organization = %row.slug, id = %row.id, "removing what is left of a deleted Organization");
+    let removed = tenancy::organization::remove(&context.database, row.id, &row.slug, policy, &context.metrics).await;
+    if let Err(error) = removed {
+        tracing::warn!(%error, organization = %row.slug, "can't remove it yet");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::controllers::organization::{
+        status::{Progress, status},
+        tests::acme,
+    };
+    use k8s_openapi::jiff::Timestamp;
+
+    fn in_place() -> Organization {
+        let mut organization = acme();
+        organization.status =
+            Some(status(&organization, &Progress::Done, &Progress::Done, None, Timestamp::UNIX_EPOCH));
+        organization
+    }
+
+    fn row() -> LiveOrganization {
+        LiveOrganization {
+            id: acme().metadata.uid.unwrap().parse().unwrap(),
+            slug: "acme".into(),
+            generation: 3,
+            deletes: false,
+            roles: 2,
+        }
+    }
+
+    #[test]
+    fn a_missing_role_or_row_is_drift_but_not_before_it_was_in_place() {
+        let without_roles = Snapshot { organizations: vec![row()], ..Snapshot::default() };
+        assert!(has_drifted(&in_place(), &without_roles));
+        assert!(!has_drifted(&acme(), &without_roles));
+        let mut going = in_place();
+        going.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
+        assert!(!has_drifted(&going, &without_roles));
+    }
+}

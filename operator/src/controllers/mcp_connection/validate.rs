@@ -1,0 +1,136 @@
+//! Is the connection accepted, and what does Postgres have to know of it? Pure.
+use crate::{
+    controllers::reference::{Refusal, Tenancy},
+    records::ConnectionRow,
+};
+use agentapi_crds::{McpConnection, Workspace, conditions::reason, mcp_connection::McpTransport};
+use kube::ResourceExt;
+use serde_json::json;
+use url::Url;
+use uuid::Uuid;
+
+/// The row of an accepted connection. The CRD's rules keep most mistakes out; a server without them does not.
+pub fn validate(
+    connection: &McpConnection,
+    tenancy: Result<Tenancy, Refusal>,
+    workspace: Option<&Workspace>,
+) -> Result<ConnectionRow, Refusal> {
+    let tenancy = tenancy?;
+    let invalid = |message: &str| Refusal::new(reason::INVALID, message);
+    let id = connection
+        .uid()
+        .and_then(|uid| Uuid::parse_str(&uid).ok())
+        .ok_or_else(|| invalid("metadata.uid is not a UUID; the API server sets it"))?;
+    let transport = transport(&connection.spec.transport)?;
+    let workspace = match (&connection.spec.workspace_ref, workspace) {
+        (None, _) => None,
+        (Some(reference), None) => {
+            return Err(Refusal::new(
+                reason::WORKSPACE_NOT_FOUND,
+                format!(
+                    "there is no Workspace {:?} in this namespace; create it or correct workspaceRef",
+                    reference.name
+                ),
+            ));
+        }
+        (Some(_), Some(workspace)) => Some(workspace_id(workspace, &tenancy)?),
+    };
+    Ok(ConnectionRow {
+        id,
+        organization: tenancy.id,
+        workspace,
+        name: connection.name_any(),
+        namespace: connection.namespace().unwrap_or_default(),
+        transport,
+        spec: serde_json::to_value(&connection.spec).unwrap_or_else(|_| json!({})),
+        generation: connection.metadata.generation.unwrap_or_default(),
+    })
+}
+
+/// A Workspace that may be referred to: of the same organization and itself in place.
+pub(crate) fn workspace_id(workspace: &Workspace, tenancy: &Tenancy) -> Result<Uuid, Refusal> {
+    let name = workspace.name_any();
+    if workspace.spec.organization_ref.name != tenancy.slug {
+        return Err(Refusal::new(
+            reason::WORKSPACE_NOT_FOUND,
+            format!("Workspace {name:?} belongs to another Organization than {:?}", tenancy.slug),
+        ));
+    }
+    workspace
+        .status
+        .as_ref()
+        .and_then(|status| status.workspace_id.as_deref())
+        .and_then(|id| Uuid::parse_str(id).ok())
+        .ok_or_else(|| {
+            Refusal::new(reason::WORKSPACE_NOT_FOUND, format!("Workspace {name:?} is not accepted or not written yet"))
+        })
+}
+
+fn transport(transport: &McpTransport) -> Result<&'static str, Refusal> {
+    let (name, url) = match (&transport.streamable_http, &transport.sse, &transport.stdio) {
+        (Some(http), None, None) => ("streamableHttp", Some(&http.url)),
+        (None, Some(http), None) => ("sse", Some(&http.url)),
+        (None, None, Some(_)) => ("stdio", None),
+        _ => {
+            return Err(Refusal::new(reason::INVALID, "transport needs exactly one of streamableHttp, sse and stdio"));
+        }
+    };
+    if let Some(url) = url {
+        Url::parse(url).map_err(|error| {
+            Refusal::new(
+                reason::INVALID,
+                format!("{name}.url is not a URL ({error}); write it like https://mcp.example.com/mcp"),
+            )
+        })?;
+    }
+    Ok(name)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::controllers::workspace::tests::{tenancy, web};
+
+    pub(crate) fn github() -> McpConnection {
+        serde_json::from_value(json!({
+            "apiVersion": "agentapi.dev/v1alpha1", "kind": "McpConnection",
+            "metadata": {"name": "github", "namespace": "team-a", "uid": "2b8e4a5c-1111-4222-8333-444455556666", "generation": 1},
+            "spec": {
+                "organizationRef": {"name": "acme"},
+                "transport": {"streamableHttp": {"url": "https://mcp.example.com/mcp"}},
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_connection_becomes_a_row() {
+        let row = validate(&github(), Ok(tenancy()), None).unwrap();
+        assert_eq!((row.transport, row.workspace, row.organization), ("streamableHttp", None, tenancy().id));
+    }
+
+    #[test]
+    fn a_workspace_has_to_be_there_in_place_and_of_the_organization() {
+        let mut connection = github();
+        connection.spec.workspace_ref = serde_json::from_value(json!({"name": "web"})).unwrap();
+        let why = |workspace: Option<&Workspace>| validate(&connection, Ok(tenancy()), workspace).unwrap_err();
+        assert_eq!(why(None).reason, reason::WORKSPACE_NOT_FOUND);
+        assert!(why(Some(&web())).message.contains("not accepted"));
+        let mut foreign = web();
+        foreign.spec.organization_ref.name = "globex".into();
+        assert!(why(Some(&foreign)).message.contains("another Organization"));
+        let mut ready = web();
+        ready.status = serde_json::from_value(json!({"workspaceId": Uuid::from_u128(9), "conditions": []})).unwrap();
+        let row = validate(&connection, Ok(tenancy()), Some(&ready)).unwrap();
+        assert_eq!(row.workspace, Some(Uuid::from_u128(9)));
+    }
+
+    #[test]
+    fn what_the_rules_of_the_crd_let_through_is_refused_with_advice() {
+        let mut connection = github();
+        connection.spec.transport.streamable_http.as_mut().unwrap().url = "https://[::1".into();
+        let refusal = validate(&connection, Ok(tenancy()), None).unwrap_err();
+        assert!(refusal.message.contains("write it like"), "{}", refusal.message);
+    }
+}

@@ -1,0 +1,105 @@
+//! Writes what `build` prepared. Exhaustive destructuring: an object that is built and not applied here
+//! does not compile.
+use super::build::{Applied, Contents, Foundation, Prepared};
+use crate::{
+    apply::{Applicable, Ownership},
+    context::Context,
+    error::Result,
+};
+use agentapi_crds::names;
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        core::v1::{LimitRange, ResourceQuota},
+        networking::v1::NetworkPolicy,
+    },
+};
+use kube::{Api, ResourceExt};
+use std::{collections::BTreeSet, marker::PhantomData};
+
+/// Write the namespace and the rights in it.
+pub async fn foundation(context: &Context, prepared: Foundation<Prepared>) -> Result<Foundation<Applied>> {
+    let Foundation { namespace, operator_binding, runtime_binding, state: _ } = prepared;
+    let name = namespace.name_any();
+    let all = Api::all(context.client.clone());
+    Ok(Foundation {
+        namespace: context.applier.apply(&all, namespace, Ownership::Shared).await?,
+        operator_binding: exclusive(context, &name, operator_binding).await?,
+        runtime_binding: exclusive(context, &name, runtime_binding).await?,
+        state: PhantomData,
+    })
+}
+
+/// Write everything else, and sweep what an earlier version of the operator may have left.
+pub async fn contents(
+    context: &Context,
+    namespace: &str,
+    organization: &str,
+    prepared: Contents<Prepared>,
+) -> Result<Contents<Applied>> {
+    let Contents {
+        quota,
+        limits,
+        default_deny,
+        session_traffic,
+        session_account,
+        default_account,
+        database,
+        data_key,
+        state: _,
+    } = prepared;
+    // Isolation first: no pod of this namespace ever runs without it.
+    let applied = Contents {
+        default_deny: exclusive(context, namespace, default_deny).await?,
+        session_traffic: exclusive(context, namespace, session_traffic).await?,
+        quota: exclusive(context, namespace, quota).await?,
+        limits: exclusive(context, namespace, limits).await?,
+        session_account: shared(context, namespace, session_account).await?,
+        default_account: shared(context, namespace, default_account).await?,
+        database: match database {
+            Some(secret) => Some(shared(context, namespace, secret).await?),
+            None => None,
+        },
+        data_key: match data_key {
+            Some(secret) => Some(shared(context, namespace, secret).await?),
+            None => None,
+        },
+        state: PhantomData,
+    };
+    let owned = format!(
+        "{}={},{}={organization},!{}",
+        names::LABEL_MANAGED_BY,
+        names::OPERATOR,
+        names::LABEL_ORGANIZATION,
+        names::LABEL_WORKSPACE
+    );
+    let keep = |names: &[String]| names.iter().cloned().collect::<BTreeSet<_>>();
+    let policies = keep(&[applied.default_deny.name_any(), applied.session_traffic.name_any()]);
+    context.applier.sweep::<NetworkPolicy>(&api(context, namespace), &owned, &policies).await?;
+    let quotas = keep(&[applied.quota.name_any()]);
+    context.applier.sweep::<ResourceQuota>(&api(context, namespace), &owned, &quotas).await?;
+    let limits = keep(&[applied.limits.name_any()]);
+    context.applier.sweep::<LimitRange>(&api(context, namespace), &owned, &limits).await?;
+    Ok(applied)
+}
+
+fn api<K>(context: &Context, namespace: &str) -> Api<K>
+where
+    K: Applicable + kube::Resource<Scope = NamespaceResourceScope>,
+{
+    Api::namespaced(context.client.clone(), namespace)
+}
+
+async fn exclusive<K>(context: &Context, namespace: &str, object: K) -> Result<K>
+where
+    K: Applicable + kube::Resource<Scope = NamespaceResourceScope>,
+{
+    context.applier.apply(&api(context, namespace), object, Ownership::Exclusive).await
+}
+
+async fn shared<K>(context: &Context, namespace: &str, object: K) -> Result<K>
+where
+    K: Applicable + kube::Resource<Scope = NamespaceResourceScope>,
+{
+    context.applier.apply(&api(context, namespace), object, Ownership::Shared).await
+}

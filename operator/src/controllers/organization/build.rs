@@ -1,0 +1,345 @@
+//! The objects of a tenant namespace, built from a validated spec. Pure, and each is a snapshot in the tests.
+use crate::{
+    config::Config,
+    tenancy::{
+        credentials::Credentials,
+        organization::{Tenant, WrappedKey},
+    },
+};
+use agentapi_crds::{names, organization::Quota};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::{
+    ByteString,
+    api::{
+        core::v1::{
+            LimitRange, LimitRangeItem, LimitRangeSpec, Namespace, ResourceQuota, ResourceQuotaSpec, Secret,
+            ServiceAccount,
+        },
+        networking::v1::{
+            NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
+            NetworkPolicySpec,
+        },
+        rbac::v1::{RoleBinding, RoleRef, Subject},
+    },
+    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+};
+use kube::api::ObjectMeta;
+use secrecy::{ExposeSecret, SecretString};
+use std::{collections::BTreeMap, marker::PhantomData};
+use url::Url;
+
+/// When the password was made (RFC 3339).
+pub const ANNOTATION_ROTATED_AT: &str = "agentapi.dev/rotated-at";
+/// Value of the Organization's rotation annotation that the password was made for.
+pub const ANNOTATION_ROTATION: &str = "agentapi.dev/rotation";
+/// Key of the password in the database Secret.
+pub const KEY_PASSWORD: &str = "password";
+
+/// Not written to the cluster yet.
+#[derive(Debug)]
+pub enum Prepared {}
+/// Live in the cluster.
+#[derive(Debug)]
+pub enum Applied {}
+
+/// What has to be there before anything else can be: the namespace and our own rights in it.
+#[derive(Debug)]
+pub struct Foundation<State> {
+    /// The tenant namespace.
+    pub namespace: Namespace,
+    /// Our own rights in it.
+    pub operator_binding: RoleBinding,
+    /// The runtime's rights in it.
+    pub runtime_binding: RoleBinding,
+    pub(super) state: PhantomData<State>,
+}
+
+/// Everything else in the tenant namespace. The Secrets are missing while Postgres is.
+#[derive(Debug)]
+pub struct Contents<State> {
+    /// Upper limits of all pods together.
+    pub quota: ResourceQuota,
+    /// Limits of a container that has none.
+    pub limits: LimitRange,
+    /// Nothing in, nothing out.
+    pub default_deny: NetworkPolicy,
+    /// What session pods need: DNS and the runtime.
+    pub session_traffic: NetworkPolicy,
+    /// Of session pods, without a token.
+    pub session_account: ServiceAccount,
+    /// Of pods that name none, without a token.
+    pub default_account: ServiceAccount,
+    /// Connection of the read-only role.
+    pub database: Option<Secret>,
+    /// The wrapped data key.
+    pub data_key: Option<Secret>,
+    pub(super) state: PhantomData<State>,
+}
+
+/// The namespace and the rights in it.
+pub fn foundation(tenant: &Tenant, config: &Config) -> Foundation<Prepared> {
+    let mut labels = labels(tenant);
+    for mode in ["enforce", "warn", "audit"] {
+        labels.insert(format!("pod-security.kubernetes.io/{mode}"), "restricted".into());
+        labels.insert(format!("pod-security.kubernetes.io/{mode}-version"), "latest".into());
+    }
+    let namespace = Namespace {
+        metadata: ObjectMeta {
+            name: Some(names::tenant_namespace(&tenant.slug)),
+            labels: Some(labels),
+            ..ObjectMeta::default()
+        },
+        ..Namespace::default()
+    };
+    let binding = |role: &str, account: &str| RoleBinding {
+        metadata: meta(tenant, role),
+        role_ref: RoleRef {
+            api_group: "rbac.authorization.k8s.io".into(),
+            kind: "ClusterRole".into(),
+            name: role.into(),
+        },
+        subjects: Some(vec![Subject {
+            kind: "ServiceAccount".into(),
+            name: account.into(),
+            namespace: Some(config.system_namespace.clone()),
+            api_group: None,
+        }]),
+    };
+    Foundation {
+        namespace,
+        operator_binding: binding(names::OPERATOR_TENANT_CLUSTER_ROLE, &config.operator_service_account),
+        runtime_binding: binding(names::RUNTIME_TENANT_CLUSTER_ROLE, &config.runtime_service_account),
+        state: PhantomData,
+    }
+}
+
+/// Everything else in the namespace.
+pub fn contents(
+    tenant: &Tenant,
+    quota: &Quota,
+    config: &Config,
+    database: Option<Secret>,
+    data_key: Option<Secret>,
+) -> Contents<Prepared> {
+    Contents {
+        quota: resource_quota(tenant, quota),
+        limits: limit_range(tenant),
+        default_deny: default_deny(tenant),
+        session_traffic: session_traffic(tenant, config),
+        session_account: service_account(tenant, names::SESSION_SERVICE_ACCOUNT),
+        default_account: service_account(tenant, "default"),
+        database,
+        data_key,
+        state: PhantomData,
+    }
+}
+
+fn labels(tenant: &Tenant) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (names::LABEL_MANAGED_BY.to_owned(), names::OPERATOR.to_owned()),
+        (names::LABEL_ORGANIZATION.to_owned(), tenant.slug.clone()),
+    ])
+}
+
+fn meta(tenant: &Tenant, name: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: Some(names::tenant_namespace(&tenant.slug)),
+        labels: Some(labels(tenant)),
+        ..ObjectMeta::default()
+    }
+}
+
+fn resource_quota(tenant: &Tenant, quota: &Quota) -> ResourceQuota {
+    let hard = BTreeMap::from([
+        ("limits.cpu".to_owned(), quota.cpu.clone()),
+        ("limits.memory".to_owned(), quota.memory.clone()),
+        ("requests.storage".to_owned(), quota.storage.clone()),
+    ]);
+    ResourceQuota {
+        metadata: meta(tenant, "organization"),
+        spec: Some(ResourceQuotaSpec { hard: Some(hard), ..ResourceQuotaSpec::default() }),
+        status: None,
+    }
+}
+
+fn limit_range(tenant: &Tenant) -> LimitRange {
+    let amounts = |cpu: &str, memory: &str| {
+        Some(BTreeMap::from([
+            ("cpu".to_owned(), Quantity(cpu.to_owned())),
+            ("memory".to_owned(), Quantity(memory.to_owned())),
+        ]))
+    };
+    LimitRange {
+        metadata: meta(tenant, "organization"),
+        spec: Some(LimitRangeSpec {
+            limits: vec![LimitRangeItem {
+                type_: "Container".into(),
+                default: amounts("1", "1Gi"),
+                default_request: amounts("100m", "256Mi"),
+                ..LimitRangeItem::default()
+            }],
+        }),
+    }
+}
+
+fn default_deny(tenant: &Tenant) -> NetworkPolicy {
+    NetworkPolicy {
+        metadata: meta(tenant, "default-deny"),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(LabelSelector::default()),
+            policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
+            ..NetworkPolicySpec::default()
+        }),
+    }
+}
+
+fn session_traffic(tenant: &Tenant, config: &Config) -> NetworkPolicy {
+    let runtime = NetworkPolicyPeer {
+        namespace_selector: Some(selector("kubernetes.io/metadata.name", &config.system_namespace)),
+        pod_selector: Some(selector("app.kubernetes.io/name", names::RUNTIME)),
+        ..NetworkPolicyPeer::default()
+    };
+    let dns = NetworkPolicyPeer {
+        namespace_selector: Some(selector("kubernetes.io/metadata.name", &config.dns_namespace)),
+        ..NetworkPolicyPeer::default()
+    };
+    NetworkPolicy {
+        metadata: meta(tenant, "session-traffic"),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(selector(names::LABEL_COMPONENT, names::COMPONENT_SESSION)),
+            policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
+            ingress: Some(vec![NetworkPolicyIngressRule {
+                from: Some(vec![runtime.clone()]),
+                ports: Some(vec![port("TCP", names::SESSION_PORT)]),
+            }]),
+            egress: Some(vec![
+                NetworkPolicyEgressRule { to: Some(vec![dns]), ports: Some(vec![port("UDP", 53), port("TCP", 53)]) },
+                NetworkPolicyEgressRule {
+                    to: Some(vec![runtime]),
+                    ports: Some(vec![port("TCP", names::RUNTIME_INTERNAL_PORT)]),
+                },
+            ]),
+        }),
+    }
+}
+
+fn selector(label: &str, value: &str) -> LabelSelector {
+    LabelSelector { match_labels: Some([(label.to_owned(), value.to_owned())].into()), ..LabelSelector::default() }
+}
+
+fn port(protocol: &str, port: u16) -> NetworkPolicyPort {
+    NetworkPolicyPort {
+        protocol: Some(protocol.to_owned()),
+        port: Some(IntOrString::Int(i32::from(port))),
+        ..NetworkPolicyPort::default()
+    }
+}
+
+fn service_account(tenant: &Tenant, name: &str) -> ServiceAccount {
+    ServiceAccount {
+        metadata: meta(tenant, name),
+        automount_service_account_token: Some(false),
+        ..ServiceAccount::default()
+    }
+}
+
+/// The Secret with the read-only role's connection.
+pub fn database_secret(tenant: &Tenant, credentials: &Credentials, server: &(String, String)) -> Secret {
+    let (host, database) = server;
+    let role = tenant.roles.read.as_str();
+    let password = credentials.password.expose_secret();
+    let url = SecretString::from(format!("postgres://{role}:{password}@{host}/{database}"));
+    let (name, port) = split_host(host);
+    let data = [
+        ("url", url.expose_secret()),
+        ("username", role),
+        (KEY_PASSWORD, password),
+        ("host", &name),
+        ("port", &port),
+        ("database", database),
+    ];
+    let mut metadata = meta(tenant, names::SECRET_DATABASE);
+    metadata.annotations = Some(BTreeMap::from([
+        (ANNOTATION_ROTATED_AT.to_owned(), credentials.rotated_at.to_string()),
+        (ANNOTATION_ROTATION.to_owned(), credentials.rotation.clone()),
+    ]));
+    Secret {
+        metadata,
+        type_: Some("Opaque".into()),
+        data: Some(
+            data.into_iter().map(|(key, value)| (key.to_owned(), ByteString(value.as_bytes().to_vec()))).collect(),
+        ),
+        ..Secret::default()
+    }
+}
+
+fn split_host(host: &str) -> (String, String) {
+    match Url::parse(&format!("postgres://{host}")) {
+        Ok(url) => (url.host_str().unwrap_or(host).to_owned(), url.port().unwrap_or(5432).to_string()),
+        Err(_) => (host.to_owned(), "5432".to_owned()),
+    }
+}
+
+/// The Secret with the wrapped data key; what it holds is useless without the master key.
+pub fn data_key_secret(tenant: &Tenant, key: &WrappedKey) -> Secret {
+    let data = [
+        ("wrapped", key.wrapped.clone()),
+        ("version", key.version.to_string().into_bytes()),
+        ("master-key-id", key.master_key_id.clone().into_bytes()),
+        ("organization-id", tenant.id.to_string().into_bytes()),
+    ];
+    Secret {
+        metadata: meta(tenant, names::SECRET_DATA_KEY),
+        type_: Some("Opaque".into()),
+        data: Some(data.into_iter().map(|(key, value)| (key.to_owned(), ByteString(value))).collect()),
+        ..Secret::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::controllers::organization::{
+        tests::{acme, config},
+        validate::validate,
+    };
+
+    #[test]
+    fn a_tenant_namespace() {
+        let organization = acme();
+        let tenant = validate(&organization).unwrap();
+        let Foundation { namespace, operator_binding, runtime_binding, state: _ } = foundation(&tenant, &config());
+        let key = WrappedKey { version: 1, wrapped: vec![1, 2, 3], master_key_id: "abcd".into() };
+        let credentials = Credentials {
+            password: "pw".to_owned().into(),
+            rotated_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+            rotation: String::new(),
+        };
+        let server = ("db.example:5433".to_owned(), "agentapi".to_owned());
+        let Contents {
+            quota,
+            limits,
+            default_deny,
+            session_traffic,
+            session_account,
+            default_account,
+            database,
+            data_key,
+            state: _,
+        } = contents(
+            &tenant,
+            &organization.spec.quota,
+            &config(),
+            Some(database_secret(&tenant, &credentials, &server)),
+            Some(data_key_secret(&tenant, &key)),
+        );
+        insta::assert_yaml_snapshot!("namespace", namespace);
+        insta::assert_yaml_snapshot!("bindings", (operator_binding, runtime_binding));
+        insta::assert_yaml_snapshot!("limits", (quota, limits));
+        insta::assert_yaml_snapshot!("network", (default_deny, session_traffic));
+        insta::assert_yaml_snapshot!("accounts", (session_account, default_account));
+        insta::assert_yaml_snapshot!("secrets", (database, data_key));
+    }
+}

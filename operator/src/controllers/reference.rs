@@ -1,0 +1,129 @@
+//! May an object of this namespace belong to that Organization? Pure, over what the watches have seen.
+use agentapi_crds::{
+    Organization,
+    conditions::{NAMESPACE_READY, reason},
+    organization::AllowedNamespaces,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::core::{Selector, SelectorExt};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// Why an object is not accepted; nothing is created for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// One of [`reason`].
+    pub reason: &'static str,
+    /// What to do about it.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal.
+    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// The Organization of an accepted object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tenancy {
+    /// `metadata.uid`.
+    pub id: Uuid,
+    /// `metadata.name`.
+    pub slug: String,
+    /// The tenant namespace and everything in it is in place.
+    pub namespace_ready: bool,
+}
+
+/// The Organization called `name`, if it admits `namespace` with these labels.
+pub fn resolve(
+    organization: Option<&Organization>,
+    name: &str,
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+) -> Result<Tenancy, Refusal> {
+    let Some(organization) = organization else {
+        return Err(Refusal::new(
+            reason::ORGANIZATION_NOT_FOUND,
+            format!("there is no Organization {name:?}; create it or correct organizationRef"),
+        ));
+    };
+    if !admits(&organization.spec.allowed_namespaces, namespace, labels) {
+        return Err(Refusal::new(
+            reason::NAMESPACE_NOT_ALLOWED,
+            format!(
+                "Organization {name:?} does not admit namespace {namespace:?}; add it to spec.allowedNamespaces of the \
+                 Organization"
+            ),
+        ));
+    }
+    if organization.metadata.deletion_timestamp.is_some() {
+        return Err(Refusal::new(reason::ORGANIZATION_DELETING, format!("Organization {name:?} is being deleted")));
+    }
+    let id = organization.metadata.uid.as_deref().and_then(|uid| Uuid::parse_str(uid).ok());
+    let Some(id) = id else {
+        return Err(Refusal::new(reason::ORGANIZATION_NOT_READY, format!("Organization {name:?} has no uid yet")));
+    };
+    let namespace_ready = organization
+        .status
+        .iter()
+        .flat_map(|status| &status.conditions)
+        .any(|condition| condition.type_ == NAMESPACE_READY && condition.status == "True");
+    Ok(Tenancy { id, slug: name.to_owned(), namespace_ready })
+}
+
+fn admits(allowed: &AllowedNamespaces, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+    allowed.names.iter().any(|name| name == namespace)
+        || allowed.selector.as_ref().is_some_and(|selector| selects(selector, labels))
+}
+
+/// A selector that can't be understood selects nothing.
+fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
+    Selector::try_from(selector.clone()).is_ok_and(|selector| selector.matches(labels))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::controllers::organization::tests::acme;
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    fn labels() -> BTreeMap<String, String> {
+        [("team".to_owned(), "a".to_owned())].into()
+    }
+
+    #[rstest]
+    #[case::nobody(json!({}), false)]
+    #[case::by_name(json!({"names": ["team-a"]}), true)]
+    #[case::another_name(json!({"names": ["team-b"]}), false)]
+    #[case::everybody(json!({"selector": {}}), true)]
+    #[case::by_label(json!({"selector": {"matchLabels": {"team": "a"}}}), true)]
+    #[case::another_label(json!({"selector": {"matchLabels": {"team": "b"}}}), false)]
+    #[case::by_expression(json!({"selector": {"matchExpressions": [{"key": "team", "operator": "In", "values": ["a"]}]}}), true)]
+    #[case::not_in(json!({"selector": {"matchExpressions": [{"key": "team", "operator": "NotIn", "values": ["a"]}]}}), false)]
+    #[case::not_understood(json!({"selector": {"matchExpressions": [{"key": "team", "operator": "Like"}]}}), false)]
+    fn who_is_admitted(#[case] allowed: Value, #[case] admitted: bool) {
+        let mut organization = acme();
+        organization.spec.allowed_namespaces = serde_json::from_value(allowed).unwrap();
+        let resolved = resolve(Some(&organization), "acme", "team-a", &labels());
+        assert_eq!(resolved.is_ok(), admitted, "{resolved:?}");
+        if let Err(refusal) = resolved {
+            assert_eq!(refusal.reason, reason::NAMESPACE_NOT_ALLOWED);
+        }
+    }
+
+    #[test]
+    fn an_organization_that_is_missing_or_going_is_named() {
+        let refusal = resolve(None, "acme", "team-a", &labels()).unwrap_err();
+        assert_eq!(refusal.reason, reason::ORGANIZATION_NOT_FOUND);
+        let mut organization = acme();
+        organization.spec.allowed_namespaces.names = vec!["team-a".into()];
+        organization.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
+        let refusal = resolve(Some(&organization), "acme", "team-a", &labels()).unwrap_err();
+        assert_eq!(refusal.reason, reason::ORGANIZATION_DELETING);
+    }
+}

@@ -1,0 +1,230 @@
+//! What is watched. The watches of our own kinds fill the stores and ask for reconciles of the object and of those
+//! that refer to it; the watches of what we own look at metadata only, and never at Secrets of the whole cluster.
+use super::Queues;
+use crate::{
+    context::{Stores, Triggers},
+    drift::{self, Owner},
+};
+use agentapi_crds::{McpConnection, Organization, PromptPolicy, Workspace, names};
+use futures::{Stream, StreamExt, channel::mpsc, future};
+use k8s_openapi::api::{
+    core::v1::{LimitRange, Namespace, PersistentVolumeClaim, Pod, PodTemplate, ResourceQuota, ServiceAccount},
+    networking::v1::NetworkPolicy,
+    rbac::v1::RoleBinding,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    core::PartialObjectMeta,
+    runtime::{WatchStreamExt, reflector, reflector::ObjectRef, reflector::Store, watcher},
+};
+use serde::de::DeserializeOwned;
+use std::{fmt::Debug, hash::Hash, pin::Pin, sync::Arc};
+use tokio::task::JoinSet;
+
+/// Everything that is watched, ready to run.
+pub struct Watches {
+    /// What they fill.
+    pub stores: Stores,
+    /// Where they ask for reconciles.
+    pub triggers: Triggers,
+    /// Where the asking arrives.
+    pub queues: Queues,
+    tasks: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Watches {
+    /// Take the tasks that keep the stores filled; they never end by themselves.
+    pub fn start(&mut self) -> JoinSet<()> {
+        self.tasks.drain(..).collect()
+    }
+}
+
+/// Prepare all watches.
+pub fn watches(client: &Client) -> Watches {
+    let (organizations_tx, organizations_rx) = mpsc::unbounded();
+    let (workspaces_tx, workspaces_rx) = mpsc::unbounded();
+    let (connections_tx, connections_rx) = mpsc::unbounded();
+    let (policies_tx, policies_rx) = mpsc::unbounded();
+    let triggers = Triggers {
+        organizations: organizations_tx,
+        workspaces: workspaces_tx,
+        connections: connections_tx,
+        policies: policies_tx,
+    };
+    let queues = Queues {
+        organizations: organizations_rx,
+        workspaces: workspaces_rx,
+        connections: connections_rx,
+        policies: policies_rx,
+    };
+    let (organizations, organization_events) = reflected(Api::<Organization>::all(client.clone()));
+    let (workspaces, workspace_events) = reflected(Api::<Workspace>::all(client.clone()));
+    let (connections, connection_events) = reflected(Api::<McpConnection>::all(client.clone()));
+    let (policies, policy_events) = reflected(Api::<PromptPolicy>::all(client.clone()));
+    let (namespaces, namespace_events) = reflected(Api::<PartialObjectMeta<Namespace>>::all(client.clone()));
+    let referring = Referring {
+        workspaces: workspaces.clone(),
+        connections: connections.clone(),
+        policies: policies.clone(),
+        triggers: triggers.clone(),
+    };
+    let mut tasks: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
+
+    let r = referring.clone();
+    tasks.push(Box::pin(organization_events.for_each(move |organization| {
+        let _ = r.triggers.organizations.unbounded_send(ObjectRef::from_obj(&organization));
+        r.to_organization(&organization.name_any());
+        future::ready(())
+    })));
+    let r = referring.clone();
+    tasks.push(Box::pin(workspace_events.for_each(move |workspace| {
+        let _ = r.triggers.workspaces.unbounded_send(ObjectRef::from_obj(&workspace));
+        r.to_workspace(&workspace);
+        future::ready(())
+    })));
+    let t = triggers.clone();
+    tasks.push(Box::pin(connection_events.for_each(move |connection| {
+        let _ = t.connections.unbounded_send(ObjectRef::from_obj(&connection));
+        future::ready(())
+    })));
+    let t = triggers.clone();
+    tasks.push(Box::pin(policy_events.for_each(move |policy| {
+        let _ = t.policies.unbounded_send(ObjectRef::from_obj(&policy));
+        future::ready(())
+    })));
+    let r = referring;
+    tasks.push(Box::pin(namespace_events.for_each(move |namespace| {
+        let name = namespace.name_any();
+        match drift::owner(&namespace.metadata) {
+            Some(owner) => r.triggers.owner(owner),
+            // One that lost its labels is known by its name.
+            None => {
+                if let Some(slug) = name.strip_prefix("agentapi-") {
+                    r.triggers.owner(Owner::Organization(slug.to_owned()));
+                }
+            }
+        }
+        r.in_namespace(&name);
+        future::ready(())
+    })));
+
+    let ours = watcher::Config::default().labels(&format!("{}={}", names::LABEL_MANAGED_BY, names::OPERATOR));
+    let sessions =
+        watcher::Config::default().labels(&format!("{}={}", names::LABEL_COMPONENT, names::COMPONENT_SESSION));
+    tasks.push(owned::<ResourceQuota>(client, &ours, &triggers));
+    tasks.push(owned::<LimitRange>(client, &ours, &triggers));
+    tasks.push(owned::<ServiceAccount>(client, &ours, &triggers));
+    tasks.push(owned::<NetworkPolicy>(client, &ours, &triggers));
+    tasks.push(owned::<RoleBinding>(client, &ours, &triggers));
+    tasks.push(owned::<PodTemplate>(client, &ours, &triggers));
+    tasks.push(owned::<PersistentVolumeClaim>(client, &ours, &triggers));
+    tasks.push(pods(client, sessions, &triggers));
+
+    Watches { stores: Stores { organizations, workspaces, connections, policies, namespaces }, triggers, queues, tasks }
+}
+
+/// A store, and the objects that change, appear or go.
+fn reflected<K>(api: Api<K>) -> (Store<K>, impl Stream<Item = K> + Send + use<K>)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K::DynamicType: Hash + Eq + Clone,
+{
+    let (reader, writer) = reflector::store();
+    let kind = K::kind(&()).into_owned();
+    let events =
+        watcher(api, watcher::Config::default()).default_backoff().reflect(writer).touched_objects().filter_map(
+            move |object| {
+                let object = object.inspect_err(|error| tracing::warn!(%kind, %error, "a watch was interrupted")).ok();
+                future::ready(object)
+            },
+        );
+    (reader, events)
+}
+
+fn owned<K>(client: &Client, config: &watcher::Config, triggers: &Triggers) -> Pin<Box<dyn Future<Output = ()> + Send>>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+{
+    let api = Api::<PartialObjectMeta<K>>::all(client.clone());
+    let triggers = triggers.clone();
+    Box::pin(drift::owners(api, config.clone(), drift::fingerprint).for_each(move |owner| {
+        triggers.owner(owner);
+        future::ready(())
+    }))
+}
+
+/// Any change of a session pod concerns its Workspace; their number is part of the Organization's status.
+fn pods(client: &Client, config: watcher::Config, triggers: &Triggers) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    let api = Api::<PartialObjectMeta<Pod>>::all(client.clone());
+    let triggers = triggers.clone();
+    Box::pin(drift::owners(api, config, drift::version).for_each(move |owner| {
+        triggers.owner(owner);
+        future::ready(())
+    }))
+}
+
+/// Finds who refers to something that changed.
+#[derive(Clone)]
+struct Referring {
+    workspaces: Store<Workspace>,
+    connections: Store<McpConnection>,
+    policies: Store<PromptPolicy>,
+    triggers: Triggers,
+}
+
+impl Referring {
+    fn to_organization(&self, name: &str) {
+        self.each_workspace(|workspace| workspace.spec.organization_ref.name == name);
+        self.each_connection(|connection| connection.spec.organization_ref.name == name);
+        self.each_policy(|policy| {
+            policy.spec.organization_ref.as_ref().is_some_and(|reference| reference.name == name)
+        });
+    }
+
+    fn to_workspace(&self, workspace: &Workspace) {
+        let (name, namespace) = (workspace.name_any(), workspace.namespace());
+        let organization = &workspace.spec.organization_ref;
+        self.triggers.owner(Owner::Organization(organization.name.clone()));
+        // A name becomes free, or a conflict arises.
+        self.each_workspace(|other| {
+            other.name_any() == name && other.spec.organization_ref == *organization && other.namespace() != namespace
+        });
+        self.each_connection(|connection| {
+            connection.namespace() == namespace
+                && connection.spec.workspace_ref.as_ref().is_some_and(|reference| reference.name == name)
+        });
+        self.each_policy(|policy| {
+            policy.namespace() == namespace
+                && policy.spec.workspace_ref.as_ref().is_some_and(|reference| reference.name == name)
+        });
+    }
+
+    fn in_namespace(&self, name: &str) {
+        self.each_workspace(|workspace| workspace.namespace().as_deref() == Some(name));
+        self.each_connection(|connection| connection.namespace().as_deref() == Some(name));
+        self.each_policy(|policy| policy.namespace().as_deref() == Some(name));
+    }
+
+    // A closed channel means that we are shutting down.
+    fn each_workspace(&self, concerned: impl Fn(&Workspace) -> bool) {
+        for workspace in self.workspaces.state_filter(|workspace: &Workspace| concerned(workspace)) {
+            let _ = self.triggers.workspaces.unbounded_send(reference(&workspace));
+        }
+    }
+
+    fn each_connection(&self, concerned: impl Fn(&McpConnection) -> bool) {
+        for connection in self.connections.state_filter(|connection: &McpConnection| concerned(connection)) {
+            let _ = self.triggers.connections.unbounded_send(reference(&connection));
+        }
+    }
+
+    fn each_policy(&self, concerned: impl Fn(&PromptPolicy) -> bool) {
+        for policy in self.policies.state_filter(|policy: &PromptPolicy| concerned(policy)) {
+            let _ = self.triggers.policies.unbounded_send(reference(&policy));
+        }
+    }
+}
+
+fn reference<K: Resource<DynamicType = ()>>(object: &Arc<K>) -> ObjectRef<K> {
+    ObjectRef::from_obj(&**object)
+}

@@ -1,0 +1,383 @@
+//! The objects of a Workspace in its tenant namespace. Pure, and each is a snapshot in the tests.
+use super::validate::Accepted;
+use agentapi_crds::{Workspace, names, names::env, pod::SESSION_VOLUME, workspace::EgressRule};
+use k8s_openapi::{
+    api::{
+        core::v1::{
+            Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvFromSource, EnvVar, EnvVarSource,
+            HTTPGetAction, ObjectFieldSelector, PersistentVolumeClaim, PersistentVolumeClaimSpec,
+            PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplate, PodTemplateSpec, Probe,
+            ResourceRequirements, SeccompProfile, SecretEnvSource, SecretVolumeSource, SecurityContext, Volume,
+            VolumeMount, VolumeResourceRequirements,
+        },
+        networking::v1::{
+            IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+        },
+    },
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+};
+use kube::api::ObjectMeta;
+use sha2::{Digest, Sha256};
+use std::{collections::BTreeMap, marker::PhantomData};
+
+/// Not written to the cluster yet.
+#[derive(Debug)]
+pub enum Prepared {}
+/// Live in the cluster.
+#[derive(Debug)]
+pub enum Applied {}
+
+/// User and group of session pods.
+const AGENT: i64 = 10001;
+const STATE: &str = "/state";
+const WORKDIR: &str = "/workspace";
+const HOME: &str = "/home/agent";
+const SECRETS: &str = "/run/agentapi/session";
+
+/// Everything that a Workspace owns, besides its warm pods.
+#[derive(Debug)]
+pub struct Resources<State> {
+    /// What pods are made from.
+    pub template: PodTemplate,
+    /// What the agent may connect to.
+    pub egress: NetworkPolicy,
+    /// The volume of the working folder, if the Workspace has one.
+    pub volume: Option<PersistentVolumeClaim>,
+    pub(super) state: PhantomData<State>,
+}
+
+/// What the operator says in every pod.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// Base URL of the runtime's internal API.
+    pub runtime_internal_url: String,
+    /// Key that session tokens are checked with.
+    pub session_public_key: String,
+}
+
+/// Labels of everything that a Workspace owns.
+pub fn labels(accepted: &Accepted) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (names::LABEL_MANAGED_BY.to_owned(), names::OPERATOR.to_owned()),
+        (names::LABEL_ORGANIZATION.to_owned(), accepted.tenancy.slug.clone()),
+        (names::LABEL_WORKSPACE.to_owned(), accepted.name.clone()),
+        (names::LABEL_WORKSPACE_NAMESPACE.to_owned(), accepted.namespace.clone()),
+    ])
+}
+
+/// Labels of session pods.
+fn pod_labels(accepted: &Accepted) -> BTreeMap<String, String> {
+    let mut labels = labels(accepted);
+    labels.insert(names::LABEL_COMPONENT.to_owned(), names::COMPONENT_SESSION.to_owned());
+    labels
+}
+
+/// Digest of the template that a `PodTemplate` carries.
+pub fn template_hash(template: &PodTemplate) -> Option<&str> {
+    template.metadata.annotations.as_ref()?.get(names::ANNOTATION_TEMPLATE_HASH).map(String::as_str)
+}
+
+/// Everything that the Workspace owns.
+pub fn build(workspace: &Workspace, accepted: &Accepted, surroundings: &Surroundings) -> Resources<Prepared> {
+    let spec = PodTemplateSpec {
+        metadata: Some(ObjectMeta { labels: Some(pod_labels(accepted)), ..ObjectMeta::default() }),
+        spec: Some(pod_spec(workspace, accepted, surroundings)),
+    };
+    let hash = hex::encode(&Sha256::digest(serde_json::to_string(&spec).unwrap_or_default())[..8]);
+    let mut metadata = meta(accepted);
+    metadata.annotations = Some([(names::ANNOTATION_TEMPLATE_HASH.to_owned(), hash)].into());
+    Resources {
+        template: PodTemplate { metadata, template: Some(spec) },
+        egress: egress(workspace, accepted),
+        volume: volume(workspace, accepted),
+        state: PhantomData,
+    }
+}
+
+fn meta(accepted: &Accepted) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(names::pod_template(&accepted.name)),
+        namespace: Some(names::tenant_namespace(&accepted.tenancy.slug)),
+        labels: Some(labels(accepted)),
+        ..ObjectMeta::default()
+    }
+}
+
+fn pod_spec(workspace: &Workspace, accepted: &Accepted, surroundings: &Surroundings) -> PodSpec {
+    PodSpec {
+        automount_service_account_token: Some(false),
+        containers: vec![container(workspace, surroundings)],
+        enable_service_links: Some(false),
+        restart_policy: Some("Always".into()),
+        runtime_class_name: workspace.spec.runtime_class_name.clone(),
+        security_context: Some(PodSecurityContext {
+            fs_group: Some(AGENT),
+            run_as_group: Some(AGENT),
+            run_as_non_root: Some(true),
+            run_as_user: Some(AGENT),
+            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), localhost_profile: None }),
+            ..PodSecurityContext::default()
+        }),
+        service_account_name: Some(names::SESSION_SERVICE_ACCOUNT.into()),
+        termination_grace_period_seconds: Some(10),
+        volumes: Some(volumes(workspace, accepted)),
+        ..PodSpec::default()
+    }
+}
+
+fn container(workspace: &Workspace, surroundings: &Surroundings) -> Container {
+    let mount =
+        |name: &str, path: &str| VolumeMount { name: name.into(), mount_path: path.into(), ..VolumeMount::default() };
+    let mut secret = mount(SESSION_VOLUME, SECRETS);
+    secret.read_only = Some(true);
+    let secrets = workspace.spec.agent.secret_refs.iter().map(|name| EnvFromSource {
+        secret_ref: Some(SecretEnvSource { name: name.clone(), optional: Some(false) }),
+        ..EnvFromSource::default()
+    });
+    Container {
+        name: names::SESSION_CONTAINER.into(),
+        image: Some(workspace.spec.agent.image.clone()),
+        image_pull_policy: Some("IfNotPresent".into()),
+        command: Some(vec!["agentapi-runtime".into(), "session".into()]),
+        env: Some(environment(workspace, surroundings)),
+        env_from: Some(secrets.collect()),
+        ports: Some(vec![ContainerPort {
+            container_port: i32::from(names::SESSION_PORT),
+            name: Some(names::SESSION_PORT_NAME.into()),
+            protocol: Some("TCP".into()),
+            ..ContainerPort::default()
+        }]),
+        readiness_probe: Some(probe("/internal/ready", 1, 3)),
+        liveness_probe: Some(probe("/internal/live", 10, 3)),
+        resources: Some(resources(workspace)),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
+            read_only_root_filesystem: Some(true),
+            ..SecurityContext::default()
+        }),
+        volume_mounts: Some(vec![
+            mount("state", STATE),
+            mount("workspace", WORKDIR),
+            mount("home", HOME),
+            mount("tmp", "/tmp"),
+            secret,
+        ]),
+        ..Container::default()
+    }
+}
+
+fn environment(workspace: &Workspace, surroundings: &Surroundings) -> Vec<EnvVar> {
+    let agent = &workspace.spec.agent;
+    let plain = |name: &str, value: String| EnvVar { name: name.into(), value: Some(value), value_from: None };
+    let mut variables = vec![
+        plain(env::LISTEN, format!("0.0.0.0:{}", names::SESSION_PORT)),
+        plain(env::AGENT_TYPE, agent.r#type.as_str().into()),
+        plain(env::TRANSPORT, agent.transport.as_str().into()),
+        plain(env::SESSION_PUBLIC_KEY, surroundings.session_public_key.clone()),
+        plain(env::RUNTIME_INTERNAL_URL, surroundings.runtime_internal_url.clone()),
+        plain(env::STATE_DIR, STATE.into()),
+        plain(env::WORKDIR, WORKDIR.into()),
+        plain(env::SESSION_SECRET_DIR, SECRETS.into()),
+        EnvVar {
+            name: env::POD_NAME.into(),
+            value: None,
+            value_from: Some(EnvVarSource {
+                field_ref: Some(ObjectFieldSelector {
+                    api_version: Some("v1".into()),
+                    field_path: "metadata.name".into(),
+                }),
+                ..EnvVarSource::default()
+            }),
+        },
+    ];
+    if let Some(command) = &agent.command {
+        let json = serde_json::Value::from(command.clone()).to_string();
+        variables.push(plain(env::AGENT_COMMAND, dollars_doubled(&json)));
+    }
+    if !agent.env.iter().any(|variable| variable.name == "HOME") {
+        variables.push(plain("HOME", HOME.into()));
+    }
+    variables.extend(agent.env.iter().map(|variable| plain(&variable.name, dollars_doubled(&variable.value))));
+    variables
+}
+
+/// Kubernetes expands `$(NAME)` in values; what people wrote is meant as it stands.
+fn dollars_doubled(value: &str) -> String {
+    value.replace("$(", "$$(")
+}
+
+fn probe(path: &str, period: i32, failures: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.into()),
+            port: IntOrString::String(names::SESSION_PORT_NAME.into()),
+            scheme: Some("HTTP".into()),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period),
+        failure_threshold: Some(failures),
+        timeout_seconds: Some(2),
+        ..Probe::default()
+    }
+}
+
+/// What the Workspace says, completed with our own limits: no container runs without.
+fn resources(workspace: &Workspace) -> ResourceRequirements {
+    let wanted = workspace.spec.resources.clone().unwrap_or_default();
+    let complete = |wanted: Option<BTreeMap<String, Quantity>>, cpu: &str, memory: &str| {
+        let mut amounts = wanted.unwrap_or_default();
+        amounts.entry("cpu".into()).or_insert_with(|| Quantity(cpu.into()));
+        amounts.entry("memory".into()).or_insert_with(|| Quantity(memory.into()));
+        amounts
+    };
+    let limits = complete(wanted.limits, "2", "2Gi");
+    // A request above a limit of the Workspace would be refused: then the limit is the request.
+    let own_limits = workspace.spec.resources.as_ref().and_then(|own| own.limits.clone()).unwrap_or_default();
+    let mut requests = wanted.requests.unwrap_or_default();
+    for (resource, default) in [("cpu", "100m"), ("memory", "256Mi")] {
+        let fallback = own_limits.get(resource).cloned().unwrap_or_else(|| Quantity(default.into()));
+        requests.entry(resource.into()).or_insert(fallback);
+    }
+    ResourceRequirements { limits: Some(limits), requests: Some(requests), claims: wanted.claims }
+}
+
+fn volumes(workspace: &Workspace, accepted: &Accepted) -> Vec<Volume> {
+    let empty = |name: &str| Volume {
+        name: name.into(),
+        empty_dir: Some(EmptyDirVolumeSource::default()),
+        ..Volume::default()
+    };
+    let mut work = empty("workspace");
+    if workspace.spec.storage.is_some() {
+        work.empty_dir = None;
+        work.persistent_volume_claim = Some(PersistentVolumeClaimVolumeSource {
+            claim_name: names::pod_template(&accepted.name),
+            read_only: None,
+        });
+    }
+    // The real name is that of the pod: agentapi_crds::pod::instantiate.
+    let session = Volume {
+        name: SESSION_VOLUME.into(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(names::session_secret("pod")),
+            optional: Some(true),
+            default_mode: Some(0o440),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    };
+    vec![empty("state"), work, empty("home"), empty("tmp"), session]
+}
+
+fn volume(workspace: &Workspace, accepted: &Accepted) -> Option<PersistentVolumeClaim> {
+    let storage = workspace.spec.storage.as_ref()?;
+    Some(PersistentVolumeClaim {
+        metadata: meta(accepted),
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: Some(vec!["ReadWriteOnce".into()]),
+            storage_class_name: storage.storage_class_name.clone(),
+            resources: Some(VolumeResourceRequirements {
+                requests: Some([("storage".to_owned(), storage.size.clone())].into()),
+                limits: None,
+            }),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        status: None,
+    })
+}
+
+fn egress(workspace: &Workspace, accepted: &Accepted) -> NetworkPolicy {
+    let matched = BTreeMap::from([
+        (names::LABEL_COMPONENT.to_owned(), names::COMPONENT_SESSION.to_owned()),
+        (names::LABEL_WORKSPACE.to_owned(), accepted.name.clone()),
+    ]);
+    NetworkPolicy {
+        metadata: meta(accepted),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(LabelSelector { match_labels: Some(matched), ..LabelSelector::default() }),
+            policy_types: Some(vec!["Egress".into()]),
+            egress: Some(workspace.spec.egress.iter().map(egress_rule).collect()),
+            ingress: None,
+        }),
+    }
+}
+
+fn egress_rule(rule: &EgressRule) -> NetworkPolicyEgressRule {
+    let peer = NetworkPolicyPeer {
+        ip_block: rule.cidr.as_ref().map(|cidr| IPBlock { cidr: cidr.clone(), except: None }),
+        namespace_selector: rule.namespace.as_ref().map(|namespace| LabelSelector {
+            match_labels: Some([("kubernetes.io/metadata.name".to_owned(), namespace.clone())].into()),
+            ..LabelSelector::default()
+        }),
+        pod_selector: None,
+    };
+    let ports = rule.ports.iter().map(|port| NetworkPolicyPort {
+        protocol: Some("TCP".into()),
+        port: Some(IntOrString::Int(*port)),
+        end_port: None,
+    });
+    NetworkPolicyEgressRule {
+        to: Some(vec![peer]),
+        ports: Some(ports.collect::<Vec<_>>()).filter(|ports| !ports.is_empty()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::controllers::workspace::tests::{accepted, surroundings, web};
+    use serde_json::json;
+
+    #[test]
+    fn a_workspace() {
+        let Resources { template, egress, volume, state: _ } = build(&web(), &accepted(), &surroundings());
+        assert!(volume.is_none());
+        insta::assert_yaml_snapshot!("template", template);
+        insta::assert_yaml_snapshot!("egress", egress);
+    }
+
+    #[test]
+    fn with_storage_the_working_folder_is_a_volume() {
+        let mut workspace = web();
+        workspace.spec.storage = serde_json::from_value(json!({"size": "5Gi"})).unwrap();
+        let resources = build(&workspace, &accepted(), &surroundings());
+        insta::assert_yaml_snapshot!("volume", resources.volume);
+        let pod = resources.template.template.unwrap().spec.unwrap();
+        let work = pod.volumes.unwrap().into_iter().find(|volume| volume.name == "workspace").unwrap();
+        assert_eq!(work.persistent_volume_claim.unwrap().claim_name, "ws-web");
+    }
+
+    #[test]
+    fn what_pods_are_made_of_decides_the_hash_and_nothing_else_does() {
+        let hash = |workspace: &Workspace| {
+            let resources = build(workspace, &accepted(), &surroundings());
+            template_hash(&resources.template).unwrap().to_owned()
+        };
+        let mut more_warm = web();
+        more_warm.spec.warm_pool += 1;
+        assert_eq!(hash(&web()), hash(&more_warm));
+        let mut other_image = web();
+        other_image.spec.agent.image = "agentapi.dev/session-claude:next".into();
+        assert_ne!(hash(&web()), hash(&other_image));
+    }
+
+    #[test]
+    fn values_of_the_environment_are_not_expanded_by_kubernetes() {
+        let mut workspace = web();
+        workspace.spec.agent.env = serde_json::from_value(json!([{"name": "X", "value": "$(HOME) costs $5"}])).unwrap();
+        let variables = environment(&workspace, &surroundings());
+        let x = variables.iter().find(|variable| variable.name == "X").unwrap();
+        assert_eq!(x.value.as_deref(), Some("$$(HOME) costs $5"));
+    }
+
+    #[test]
+    fn a_request_never_exceeds_the_limit_of_the_workspace() {
+        let mut workspace = web();
+        workspace.spec.resources = serde_json::from_value(json!({"limits": {"memory": "128Mi"}})).unwrap();
+        let resources = resources(&workspace);
+        assert_eq!(resources.requests.unwrap()["memory"], Quantity("128Mi".into()));
+        assert_eq!(resources.limits.unwrap()["cpu"], Quantity("2".into()));
+    }
+}

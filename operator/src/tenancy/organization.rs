@@ -1,0 +1,280 @@
+//! An organization in Postgres: its row, roles, grants and wrapped data key, made and removed in one
+//! transaction each, with the audit row that records it.
+use super::{
+    Result, credentials, failed,
+    names::{TenantRoles, literal},
+    roles::{self, Catalogue},
+};
+use crate::{envelope::MasterKey, metrics::Metrics, scram};
+use agentapi_crds::common::DeletionPolicy;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
+use uuid::Uuid;
+
+/// What Postgres has to know of an organization.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tenant {
+    /// `metadata.uid`.
+    pub id: Uuid,
+    /// `metadata.name`.
+    pub slug: String,
+    /// Its two roles.
+    pub roles: TenantRoles,
+    /// Name that people read.
+    pub display_name: String,
+    /// `iss` of its tokens.
+    pub issuer: String,
+    /// `aud` of its tokens.
+    pub audience: String,
+    /// Where its keys are, if not found by discovery.
+    pub jwks_uri: Option<String>,
+    /// Value of the organization claim of its tokens.
+    pub org_claim_value: String,
+    /// The identity block of the spec.
+    pub identity: Value,
+    /// The quota block of the spec.
+    pub quota: Value,
+    /// What happens to its rows.
+    pub deletion_policy: DeletionPolicy,
+    /// Generation of the spec.
+    pub generation: i64,
+}
+
+/// A data key as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrappedKey {
+    /// Version of the data key.
+    pub version: i32,
+    /// The wrapped bytes.
+    pub wrapped: Vec<u8>,
+    /// Which master key wrapped it.
+    pub master_key_id: String,
+}
+
+/// What is in place after [`ensure`].
+#[derive(Clone, Debug)]
+pub struct Ensured {
+    /// The data key, wrapped.
+    pub data_key: WrappedKey,
+    /// Digest of the read-only role's password, if it has one.
+    pub password_digest: Option<String>,
+    /// Sessions that have not ended.
+    pub sessions: i32,
+}
+
+/// Make the organization's row, roles, grants and data key what they must be.
+pub async fn ensure(pool: &PgPool, tenant: &Tenant, master: &MasterKey, metrics: &Metrics) -> Result<Ensured> {
+    let mut tx = pool.begin().await.map_err(failed("begin a transaction"))?;
+    write_row(&mut tx, tenant, metrics).await?;
+    let catalogue = bring_roles_into_order(&mut tx, tenant, metrics).await?;
+    let data_key = data_key(&mut tx, tenant, master, metrics).await?;
+    let sessions: i64 = sqlx::query_scalar("select count(*) from sessions where org_id = $1 and ended_at is null")
+        .bind(tenant.id)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed("count sessions"))?;
+    tx.commit().await.map_err(failed("commit"))?;
+    master.unwrap(tenant.id, data_key.version, &data_key.wrapped)?;
+    let password_digest = catalogue.get(tenant.roles.read.as_str()).and_then(|role| role.password_digest.clone());
+    Ok(Ensured { data_key, password_digest, sessions: i32::try_from(sessions).unwrap_or(i32::MAX) })
+}
+
+async fn write_row(tx: &mut PgConnection, tenant: &Tenant, metrics: &Metrics) -> Result<()> {
+    // A predecessor of the same name whose removal did not reach Postgres.
+    let superseded =
+        sqlx::query("update organizations set deleted_at = now() where slug = $1 and id <> $2 and deleted_at is null")
+            .bind(&tenant.slug)
+            .bind(tenant.id)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("retire a predecessor"))?;
+    if superseded.rows_affected() > 0 {
+        metrics.changed_database("organization");
+    }
+    let written = sqlx::query(
+        "insert into organizations as o (id, slug, display_name, issuer, audience, jwks_uri, org_claim_value,
+                                         identity, quota, deletion_policy, generation)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+         on conflict (id) do update set
+             slug = excluded.slug, display_name = excluded.display_name, issuer = excluded.issuer,
+             audience = excluded.audience, jwks_uri = excluded.jwks_uri,
+             org_claim_value = excluded.org_claim_value, identity = excluded.identity, quota = excluded.quota,
+             deletion_policy = excluded.deletion_policy, generation = excluded.generation, deleted_at = null
+         where (o.slug, o.display_name, o.issuer, o.audience, o.jwks_uri, o.org_claim_value, o.identity, o.quota,
+                o.deletion_policy, o.generation, o.deleted_at)
+            is distinct from
+               (excluded.slug, excluded.display_name, excluded.issuer, excluded.audience, excluded.jwks_uri,
+                excluded.org_claim_value, excluded.identity, excluded.quota, excluded.deletion_policy,
+                excluded.generation, null::timestamptz)
+         returning (xmax = 0) as created",
+    )
+    .bind(tenant.id)
+    .bind(&tenant.slug)
+    .bind(&tenant.display_name)
+    .bind(&tenant.issuer)
+    .bind(&tenant.audience)
+    .bind(&tenant.jwks_uri)
+    .bind(&tenant.org_claim_value)
+    .bind(&tenant.identity)
+    .bind(&tenant.quota)
+    .bind(policy_word(tenant.deletion_policy))
+    .bind(tenant.generation)
+    .fetch_optional(&mut *tx)
+    .await
+    .map_err(failed("write the organization's row"))?;
+    let Some(written) = written else { return Ok(()) };
+    metrics.changed_database("organization");
+    let created: bool = written.try_get("created").map_err(failed("write the organization's row"))?;
+    let action = if created { "organization.create" } else { "organization.update" };
+    let detail = json!({"generation": tenant.generation, "issuer": tenant.issuer, "orgClaim": tenant.org_claim_value});
+    audit(tx, tenant.id, &tenant.slug, action, detail).await
+}
+
+async fn bring_roles_into_order(tx: &mut PgConnection, tenant: &Tenant, metrics: &Metrics) -> Result<Catalogue> {
+    let catalogue = roles::observe(&mut *tx).await?;
+    let statements = roles::plan(&tenant.roles, &catalogue);
+    let changed = !statements.is_empty();
+    for statement in statements {
+        tracing::info!(organization = %tenant.slug, statement, "changing a role");
+        metrics.changed_database("role");
+        sqlx::query(AssertSqlSafe(statement)).execute(&mut *tx).await.map_err(failed("change the tenant's roles"))?;
+    }
+    for (role, read_only) in [(&tenant.roles.tenant, false), (&tenant.roles.read, true)] {
+        let written = sqlx::query(
+            "insert into tenant_roles as t (role_name, org_id, read_only) values ($1::name, $2, $3)
+             on conflict (role_name) do update set org_id = excluded.org_id, read_only = excluded.read_only
+             where (t.org_id, t.read_only) is distinct from (excluded.org_id, excluded.read_only)",
+        )
+        .bind(role.as_str())
+        .bind(tenant.id)
+        .bind(read_only)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("say which organization a role stands for"))?;
+        if written.rows_affected() > 0 {
+            metrics.changed_database("tenant_role");
+        }
+    }
+    if changed { roles::observe(&mut *tx).await } else { Ok(catalogue) }
+}
+
+async fn data_key(tx: &mut PgConnection, tenant: &Tenant, master: &MasterKey, metrics: &Metrics) -> Result<WrappedKey> {
+    let stored = sqlx::query("select version, wrapped, master_key_id from tenant_keys where org_id = $1")
+        .bind(tenant.id)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed("read the data key"))?;
+    if let Some(row) = stored {
+        let read = || -> sqlx::Result<WrappedKey> {
+            Ok(WrappedKey {
+                version: row.try_get("version")?,
+                wrapped: row.try_get("wrapped")?,
+                master_key_id: row.try_get("master_key_id")?,
+            })
+        };
+        return read().map_err(failed("read the data key"));
+    }
+    let key = WrappedKey { version: 1, wrapped: master.wrap_new(tenant.id, 1)?, master_key_id: master.id().to_owned() };
+    sqlx::query("insert into tenant_keys (org_id, version, wrapped, master_key_id) values ($1, $2, $3, $4)")
+        .bind(tenant.id)
+        .bind(key.version)
+        .bind(&key.wrapped)
+        .bind(&key.master_key_id)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("store the data key"))?;
+    metrics.changed_database("data_key");
+    Ok(key)
+}
+
+/// Give the read-only role a new password; only its verifier is sent.
+pub async fn set_read_password(
+    pool: &PgPool,
+    tenant: &Tenant,
+    password: &SecretString,
+    metrics: &Metrics,
+) -> Result<()> {
+    let verifier = literal(&scram::verifier(password.expose_secret())?)?;
+    let comment = literal(&format!("password sha256 {}", credentials::digest(password)))?;
+    let role = &tenant.roles.read;
+    let mut tx = pool.begin().await.map_err(failed("begin a transaction"))?;
+    for statement in [format!("alter role {role} password {verifier}"), format!("comment on role {role} is {comment}")]
+    {
+        sqlx::query(AssertSqlSafe(statement)).execute(&mut *tx).await.map_err(failed("set a password"))?;
+    }
+    audit(&mut tx, tenant.id, &tenant.slug, "organization.rotate-credentials", json!({"role": role.as_str()})).await?;
+    tx.commit().await.map_err(failed("commit"))?;
+    metrics.changed_database("password");
+    Ok(())
+}
+
+/// Take the organization out: no role can be taken on any more, and the rows are retained or deleted.
+/// Does nothing when it is out already.
+pub async fn remove(pool: &PgPool, id: Uuid, slug: &str, policy: DeletionPolicy, metrics: &Metrics) -> Result<()> {
+    let roles = TenantRoles::of(slug)?;
+    let mut tx = pool.begin().await.map_err(failed("begin a transaction"))?;
+    let successor: bool = sqlx::query_scalar(
+        "select exists (select 1 from organizations where slug = $1 and id <> $2 and deleted_at is null)",
+    )
+    .bind(slug)
+    .bind(id)
+    .fetch_one(&mut *tx)
+    .await
+    .map_err(failed("look for a successor"))?;
+    let live = sqlx::query("select 1 from organizations where id = $1 and (deleted_at is null or $2)")
+        .bind(id)
+        .bind(policy == DeletionPolicy::Delete)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed("read the organization's row"))?;
+    // The roles belong to the name; when a successor has it they are the successor's.
+    if !successor {
+        sqlx::query("delete from tenant_roles where org_id = $1")
+            .bind(id)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("remove the tenant's roles"))?;
+        for role in [&roles.tenant, &roles.read] {
+            sqlx::query(AssertSqlSafe(format!("drop role if exists {role}")))
+                .execute(&mut *tx)
+                .await
+                .map_err(failed("drop the tenant's roles"))?;
+        }
+    }
+    if live.is_some() {
+        let detail = json!({"deletionPolicy": policy_word(policy)});
+        audit(&mut tx, id, slug, "organization.delete", detail).await?;
+        let statement = match policy {
+            DeletionPolicy::Retain => "update organizations set deleted_at = now() where id = $1",
+            DeletionPolicy::Delete => "delete from organizations where id = $1",
+        };
+        sqlx::query(statement).bind(id).execute(&mut *tx).await.map_err(failed("remove the organization's rows"))?;
+        metrics.changed_database("organization");
+    }
+    tx.commit().await.map_err(failed("commit"))
+}
+
+async fn audit(tx: &mut PgConnection, id: Uuid, slug: &str, action: &str, detail: Value) -> Result<()> {
+    sqlx::query(
+        "insert into audit_log (org_id, org_slug, actor, action, target_kind, target_id, detail)
+         values ($1, $2, 'agentapi-operator', $3, 'Organization', $4, $5)",
+    )
+    .bind(id)
+    .bind(slug)
+    .bind(action)
+    .bind(slug)
+    .bind(detail)
+    .execute(&mut *tx)
+    .await
+    .map_err(failed("write the audit log"))?;
+    Ok(())
+}
+
+/// The word in column `deletion_policy`.
+pub fn policy_word(policy: DeletionPolicy) -> &'static str {
+    match policy {
+        DeletionPolicy::Retain => "Retain",
+        DeletionPolicy::Delete => "Delete",
+    }
+}
