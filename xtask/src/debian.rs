@@ -1,9 +1,9 @@
 //! System packages: installed when we may (root on Debian), else named.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::{paths, progress, sh};
 
@@ -32,6 +32,32 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
         // Installing must not start system-wide daemons: the cluster runs its own.
         install.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
         sh::logged(&mut install, &logs.join("apt-install.log"))
+    })
+}
+
+/// A program out of a Debian package, without installing the package and the service that it would start.
+pub(crate) fn unpacked(name: &str, package: &str) -> Result<PathBuf> {
+    if let Some(program) = sh::which(name) {
+        return Ok(program);
+    }
+    let program = paths::bin()?.join(name);
+    if program.exists() {
+        return Ok(program);
+    }
+    progress::step(&format!("{name} from the Debian package {package}"), || {
+        let (logs, folder) = (paths::logs()?, tempfile::tempdir()?);
+        if is_root() {
+            sh::logged(Command::new("apt-get").args(["update", "-qq"]), &logs.join("apt-update.log"))?;
+        }
+        let mut download = Command::new("apt-get");
+        download.current_dir(folder.path()).args(["download", "-qq", package]);
+        sh::logged(&mut download, &logs.join("apt-download.log"))
+            .with_context(|| format!("{name} is not on PATH; install it, for example with apt-get install {package}"))?;
+        for file in std::fs::read_dir(folder.path())? {
+            sh::output(Command::new("dpkg-deb").arg("-x").arg(file?.path()).arg(folder.path().join("root")))?;
+        }
+        std::fs::copy(folder.path().join("root/usr/bin").join(name), &program)?;
+        Ok(program)
     })
 }
 

@@ -44,7 +44,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         lint()?;
     }
     if wanted(Part::Fast) {
-        cargo("unit, property, database and API tests", &["test", "--workspace", "--all-targets"], &[])?;
+        let env = [("HELM", cluster::helm()?), ("PROMTOOL", debian::unpacked("promtool", "prometheus")?)];
+        cargo("unit, property, database and API tests", &["test", "--workspace", "--all-targets"], &env)?;
     }
     if wanted(Part::Cluster) {
         up::main(&up::Args::new(args.cluster, &args.profile))?;
