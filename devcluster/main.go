@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"agentapi.dev/devcluster/netpol"
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/server/v3/etcdmain"
 	"k8s.io/component-base/cli"
@@ -41,6 +42,8 @@ func main() {
 		run(kubelet.NewKubeletCommand(context.Background()))
 	case "kubectl":
 		run(kubectl.NewDefaultKubectlCommand())
+	case "netpol":
+		run(netpol.NewCommand())
 	case "kubeadm":
 		if err := kubeadm.Run(); err != nil {
 			os.Exit(1)

@@ -16,10 +16,12 @@ func main() {
 		pause()
 	case "runc-nosys":
 		err = runc(os.Args[1:])
+	case "netpol-gate":
+		err = gate()
 	case "forward":
 		err = forward(os.Args[1:])
 	default:
-		err = fmt.Errorf("unknown program; link this file to pause, runc-nosys or forward")
+		err = fmt.Errorf("unknown program; link this file to pause, runc-nosys, netpol-gate or forward")
 	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", filepath.Base(os.Args[0]), err)

@@ -7,13 +7,15 @@
 
 mod cluster;
 mod debian;
+mod gobuild;
+mod image_tar;
 mod paths;
 mod progress;
 mod sh;
 
 use clap::{Parser, Subcommand};
 
-/// Set-up and tests of the AgentAPI operator.
+/// Set-up and tests of the `AgentAPI` operator.
 #[derive(Parser)]
 #[command(name = "cargo xtask", version, propagate_version = true)]
 struct Cli {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Runs one step and prints `ok <name> <seconds>`, or `failed` with the reason left to the caller.
-pub(crate) fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn step<T>(name: &str, body: impl FnOnce() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     let spinner = ProgressBar::new_spinner();
     if let Ok(style) = ProgressStyle::with_template("  {spinner} {msg} {elapsed}") {
@@ -15,10 +15,10 @@ pub(crate) fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T>
     }
     spinner.set_message(name.to_owned());
     spinner.enable_steady_tick(Duration::from_millis(120));
-    let result = work();
+    let result = body();
     spinner.finish_and_clear();
-    let word = if result.is_ok() { "ok" } else { "failed" };
-    println!("  {word:<6} {name} ({:.1} s)", start.elapsed().as_secs_f64());
+    let outcome = if result.is_ok() { "ok" } else { "failed" };
+    println!("  {outcome:<6} {name} ({:.1} s)", start.elapsed().as_secs_f64());
     result.with_context(|| format!("step \"{name}\""))
 }
 

@@ -1,0 +1,79 @@
+//! What runs in the native cluster from the start: the images of pause and
+//! `CoreDNS`, and cluster DNS; and the removal of containers.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::layout::{COREDNS_IMAGE, Layout, PAUSE_IMAGE};
+use crate::image_tar::{self, Entry, Run};
+use crate::progress::wait_for;
+use crate::{paths, sh};
+
+/// Builds and loads the images that the cluster itself needs.
+pub(crate) fn images(layout: &Layout, tools: &Path, coredns: &Path) -> Result<()> {
+    let dir = layout.dir("images")?;
+    let present = ctr(layout, &["images", "list", "-q"])?;
+    for (image, source, program) in
+        [(PAUSE_IMAGE, tools.join("nodetool"), "pause"), (COREDNS_IMAGE, coredns.to_owned(), "coredns")]
+    {
+        // The file name carries the program's hash, so a new build is loaded and an old one is not again.
+        let hash = source.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+        let tar = dir.join(format!("{hash}.tar"));
+        if tar.exists() && present.lines().any(|line| line == image) {
+            continue;
+        }
+        image_tar::write(
+            &tar,
+            &[image.to_owned()],
+            &[Entry { source: &source, target: program }],
+            &Run { entrypoint: &[&format!("/{program}")], user: "65532:65532" },
+        )?;
+        import(layout, &tar)?;
+    }
+    Ok(())
+}
+
+/// Loads an image tar into the node.
+pub(crate) fn import(layout: &Layout, tar: &Path) -> Result<()> {
+    ctr(layout, &["images", "import", &tar.to_string_lossy()]).map(drop)
+}
+
+/// Applies cluster DNS and waits until it answers its readiness probe.
+pub(crate) fn apply(programs: &Path) -> Result<()> {
+    let kubeconfig = paths::kubeconfig()?;
+    let kubectl = |args: &[&str]| {
+        sh::output(Command::new(programs.join("kubectl")).arg("--kubeconfig").arg(&kubeconfig).args(args))
+    };
+    let manifest = paths::repo().join("devcluster/manifests/coredns.yaml");
+    // The default service account's token controller may be a moment behind a fresh API server.
+    wait_for("cluster DNS manifest", Duration::from_secs(30), || {
+        kubectl(&["apply", "-f", &manifest.to_string_lossy()]).map(drop).map_err(|error| error.to_string())
+    })?;
+    kubectl(&["-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=90s"]).map(drop)
+}
+
+/// Forgets every container and task, so that no shim stays behind.
+pub(crate) fn remove_containers(layout: &Layout) {
+    let Ok(containers) = ctr(layout, &["containers", "list", "-q"]) else { return };
+    for id in containers.lines() {
+        let _ = ctr(layout, &["tasks", "delete", "-f", id]);
+        let _ = ctr(layout, &["containers", "delete", id]);
+    }
+}
+
+/// The CNI library keeps a record per sandbox in a folder that cannot be moved: ours are removed.
+pub(crate) fn remove_cni_cache(layout: &Layout) {
+    let prefix = format!("{}-", layout.name());
+    for entry in std::fs::read_dir("/var/lib/cni/results").into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn ctr(layout: &Layout, args: &[&str]) -> Result<String> {
+    sh::output(Command::new("ctr").args(["-a", &layout.containerd(), "-n", "k8s.io"]).args(args))
+}

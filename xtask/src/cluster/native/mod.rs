@@ -1,0 +1,226 @@
+//! The native cluster: real Kubernetes straight on this machine, one node, state
+//! in one folder. For machines where kind cannot run or no node image can be had.
+//! It touches: its state folder, one network device, kube-proxy's nftables
+//! tables, one control group. `down` takes all of it back.
+
+mod addons;
+mod config;
+mod layout;
+mod machine;
+mod procs;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::progress::{step, wait_for};
+use crate::{debian, gobuild, paths, sh};
+use layout::{API_PORT, Layout, NODE, NODE_IP};
+use procs::Procs;
+
+const NEEDS: &[debian::Need] = &[
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("/usr/lib/cni/ptp", "containernetworking-plugins"),
+    ("nft", "nftables"),
+    ("conntrack", "conntrack"),
+    ("ip", "iproute2"),
+    ("mount", "mount"),
+];
+const MULTI_CALL: &[&str] = &[
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "kubectl",
+    "kubeadm",
+];
+/// In the order in which they may be stopped.
+const PROCESSES: &[&str] =
+    &["forward", "kubelet", "kube-proxy", "kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"];
+
+/// Starts what does not run yet; with everything running it only looks.
+pub(crate) fn up() -> Result<()> {
+    if !debian::is_root() {
+        bail!("the native cluster needs root (network devices, mounts): run this as root, or use --cluster kind");
+    }
+    debian::ensure(NEEDS)?;
+    let programs = gobuild::build(&gobuild::DEVCLUSTER)?.parent().map(Path::to_path_buf).unwrap_or_default();
+    gobuild::link(&programs.join("devcluster"), &programs, MULTI_CALL)?;
+    let tools = gobuild::build(&gobuild::NODETOOL)?.parent().map(Path::to_path_buf).unwrap_or_default();
+    gobuild::link(&tools.join("nodetool"), &tools, &["pause", "runc-nosys", "forward", "netpol-gate"])?;
+    let coredns = gobuild::build(&gobuild::COREDNS)?;
+    let helm = gobuild::build(&gobuild::HELM)?;
+    let bin = paths::bin()?;
+    gobuild::link(&programs.join("kubectl"), &bin, &["kubectl"])?;
+    gobuild::link(&helm, &bin, &["helm"])?;
+
+    let layout = Layout::new()?;
+    step("network and control groups", || {
+        machine::network_up(&layout)?;
+        machine::cgroups_up(&layout)
+    })?;
+    let mut procs = Procs::open(layout.root.join("processes.json"), layout.dir("log")?)?;
+    step("certificates", || certificates(&layout, &programs))?;
+    step("etcd, API server, containerd", || control_plane(&layout, &programs, &tools, &mut procs))?;
+    step("images of the cluster itself", || addons::images(&layout, &tools, &coredns))?;
+    step("node", || node(&layout, &programs, &mut procs))?;
+    step("cluster DNS", || addons::apply(&programs))?;
+    procs.ensure("forward", &tools.join("forward"), &["127.0.0.1:8080".to_owned(), format!("{NODE_IP}:30080")])
+}
+
+/// Stops and removes everything that `up` made.
+pub(crate) fn down() -> Result<()> {
+    let layout = Layout::new()?;
+    let mut procs = Procs::open(layout.root.join("processes.json"), layout.dir("log")?)?;
+    step("stop the processes", || {
+        PROCESSES.iter().try_for_each(|name| procs.stop(name))?;
+        machine::cgroups_down(&layout)?;
+        addons::remove_containers(&layout);
+        procs.stop("containerd")
+    })?;
+    step("remove network, mounts and state", || {
+        machine::unmount_below(&layout.root);
+        machine::network_down(&layout);
+        addons::remove_cni_cache(&layout);
+        std::fs::remove_dir_all(&layout.root)
+            .with_context(|| format!("cannot remove {}: is something still mounted there?", layout.root.display()))?;
+        let _ = std::fs::remove_file(paths::kubeconfig()?);
+        Ok(())
+    })
+}
+
+/// Loads an image tar into the node.
+pub(crate) fn load(tar: &Path) -> Result<()> {
+    addons::import(&Layout::new()?, tar)
+}
+
+/// Whether this user's native cluster has a running API server.
+pub(crate) fn running() -> Result<bool> {
+    let root = paths::cache()?.join("cluster").join("native");
+    if !root.join("processes.json").exists() {
+        return Ok(false);
+    }
+    Ok(Procs::open(root.join("processes.json"), root.join("log"))?.alive("kube-apiserver"))
+}
+
+/// Keys, certificates and kubeconfig files as kubeadm makes them; existing ones are kept.
+fn certificates(layout: &Layout, programs: &Path) -> Result<()> {
+    let file = layout.root.join("kubeadm.yaml");
+    std::fs::write(&file, config::kubeadm(layout))?;
+    let pki = layout.dir("pki")?;
+    let log = layout.dir("log")?.join("kubeadm.log");
+    if !pki.join("admin.conf").exists() {
+        for phase in [&["certs", "all"][..], &["kubeconfig", "all"][..]] {
+            let mut command = Command::new(programs.join("kubeadm"));
+            command.args(["init", "phase"]).args(phase).arg("--config").arg(&file);
+            if phase[0] == "kubeconfig" {
+                command.arg("--kubeconfig-dir").arg(&pki);
+            }
+            sh::logged(&mut command, &log)?;
+        }
+    }
+    let proxy = pki.join("kube-proxy.conf");
+    if !proxy.exists() {
+        let text = sh::output(
+            Command::new(programs.join("kubeadm"))
+                .args(["kubeconfig", "user", "--client-name", "system:kube-proxy", "--config"])
+                .arg(&file),
+        )?;
+        write_private(&proxy, text.as_bytes())?;
+    }
+    write_private(&paths::kubeconfig()?, &std::fs::read(pki.join("admin.conf"))?)
+}
+
+fn control_plane(layout: &Layout, programs: &Path, tools: &Path, procs: &mut Procs) -> Result<()> {
+    layout.dir("cni")?;
+    std::fs::write(layout.root.join("cni").join("10-agentapi.conflist"), config::cni(layout))?;
+    let wrapper = tools.join("runc-nosys").to_string_lossy().into_owned();
+    let wrapper = (!machine::has_sys_resource()).then_some(wrapper.as_str());
+    let file = layout.root.join("containerd.toml");
+    std::fs::write(&file, config::containerd(layout, wrapper))?;
+    procs.ensure(
+        "containerd",
+        &program("containerd")?,
+        &["--config".to_owned(), file.to_string_lossy().into_owned()],
+    )?;
+    procs.ensure("etcd", &programs.join("etcd"), &config::etcd_args(layout))?;
+    procs.ensure("kube-apiserver", &programs.join("kube-apiserver"), &config::api_server_args(layout))?;
+    let kubectl = |args: &[&str]| {
+        sh::probe(
+            Command::new(programs.join("kubectl"))
+                .args(["--request-timeout=5s", "--kubeconfig"])
+                .arg(layout.path("pki/super-admin.conf"))
+                .args(args),
+        )
+    };
+    alive_until(procs, &["containerd", "etcd", "kube-apiserver"], "the API server", || {
+        kubectl(&["get", "--raw", "/readyz"]).map(drop)
+    })?;
+    let bootstrap = paths::repo().join("devcluster/manifests/bootstrap.yaml");
+    kubectl(&["apply", "-f", &bootstrap.to_string_lossy()]).map_err(anyhow::Error::msg)?;
+    procs.ensure(
+        "kube-controller-manager",
+        &programs.join("kube-controller-manager"),
+        &config::controller_manager_args(layout),
+    )?;
+    procs.ensure("kube-scheduler", &programs.join("kube-scheduler"), &config::scheduler_args(layout))
+}
+
+fn node(layout: &Layout, programs: &Path, procs: &mut Procs) -> Result<()> {
+    std::fs::write(layout.root.join("kubelet.yaml"), config::kubelet(layout))?;
+    std::fs::write(layout.root.join("kube-proxy.yaml"), config::kube_proxy(layout))?;
+    layout.dir("kubelet")?;
+    procs.ensure("kubelet", &programs.join("kubelet"), &config::kubelet_args(layout))?;
+    procs.ensure(
+        "kube-proxy",
+        &programs.join("kube-proxy"),
+        &[format!("--config={}", layout.path("kube-proxy.yaml"))],
+    )?;
+    let node = format!("node/{NODE}");
+    alive_until(procs, &["kubelet", "kube-proxy", "kube-controller-manager", "kube-scheduler"], "the node", || {
+        sh::probe(Command::new(programs.join("kubectl")).arg("--kubeconfig").arg(layout.path("pki/admin.conf")).args([
+            "wait",
+            "--for=condition=Ready",
+            "--timeout=2s",
+            &node,
+        ]))
+        .map(drop)
+    })
+}
+
+/// Polls, and fails at once when one of the processes is gone.
+fn alive_until(
+    procs: &Procs,
+    names: &[&str],
+    what: &str,
+    mut ready: impl FnMut() -> std::result::Result<(), String>,
+) -> Result<()> {
+    let mut dead = None;
+    let result = wait_for(&format!("{what} on port {API_PORT}"), Duration::from_mins(2), || {
+        if let Some(error) = names.iter().find_map(|name| procs.check(name).err()) {
+            dead = Some(error);
+            return Ok(());
+        }
+        ready()
+    });
+    dead.map_or(result, Err)
+}
+
+fn program(name: &str) -> Result<PathBuf> {
+    sh::which(name).with_context(|| format!("{name} is not on PATH"))
+}
+
+/// A file that only this user may read.
+fn write_private(file: &Path, body: &[u8]) -> Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let partial = file.with_extension("partial");
+    let _ = std::fs::remove_file(&partial);
+    std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?.write_all(body)?;
+    std::fs::rename(&partial, file).with_context(|| format!("cannot write {}", file.display()))
+}
