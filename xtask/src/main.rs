@@ -9,6 +9,7 @@ mod cluster;
 mod debian;
 mod gobuild;
 mod image_tar;
+mod images;
 mod paths;
 mod progress;
 mod sh;
@@ -27,10 +28,13 @@ struct Cli {
 enum Command {
     /// Start, fill and remove the Kubernetes cluster that everything is tried on.
     Cluster(cluster::Args),
+    /// Build the images of the project as tars.
+    Images(images::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Cluster(args) => cluster::main(&args),
+        Command::Images(args) => images::main(&args),
     }
 }

@@ -1,0 +1,209 @@
+//! What each image is made of.
+
+use std::cell::OnceCell;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::archive::{Image, Run};
+use super::binaries::{self, FAKE_MODEL, OPERATOR, RUNTIME};
+use super::debian::{self, Base};
+use super::layer::{self, Entry, Layer};
+use super::node::{self, Node};
+
+/// All images. Those that others wait for come first.
+pub(super) const NAMES: [&str; 6] = ["postgres", "oidc", "fake-model", "operator", "runtime", "session-claude"];
+
+/// User of the images that hold one program.
+const NOBODY: &str = "65532:65532";
+/// User of session images; the session host seeds its home.
+const AGENT: u64 = 10001;
+
+/// Parts that several images share, made when the first one asks.
+struct Parts<'a> {
+    names: &'a [&'a str],
+    profile: &'a str,
+    base: OnceCell<Base>,
+    node: OnceCell<Node>,
+    binaries: OnceCell<PathBuf>,
+}
+
+/// Makes the layers of the named images.
+pub(super) fn images(names: &[&'static str], profile: &str) -> Result<Vec<Image>> {
+    let parts = Parts { names, profile, base: OnceCell::new(), node: OnceCell::new(), binaries: OnceCell::new() };
+    names.iter().map(|name| parts.image(name).with_context(|| format!("image {name}"))).collect()
+}
+
+impl Parts<'_> {
+    fn image(&self, name: &'static str) -> Result<Image> {
+        let (layers, run) = match name {
+            "postgres" => self.postgres()?,
+            "oidc" => self.oidc()?,
+            "fake-model" => {
+                self.program(FAKE_MODEL.0, "usr/local/bin/fake-model", &["/usr/local/bin/fake-model"], &[8000])?
+            }
+            "operator" => self.program(
+                OPERATOR.0,
+                "usr/local/bin/agentapi-operator",
+                &["/usr/local/bin/agentapi-operator"],
+                &[8081],
+            )?,
+            "runtime" => self.program(
+                RUNTIME.0,
+                "usr/local/bin/agentapi-runtime",
+                &["/usr/local/bin/agentapi-runtime"],
+                &[8080, 8090, 9090],
+            )?,
+            _ => self.session_claude()?,
+        };
+        Ok(Image { name, layers, run })
+    }
+
+    fn base(&self) -> Result<&Base> {
+        made(&self.base, debian::base)
+    }
+
+    fn node(&self) -> Result<&Node> {
+        made(&self.node, node::node)
+    }
+
+    /// All binaries that the named images need come from one run of cargo: it resolves features once.
+    fn binary(&self, name: &str) -> Result<PathBuf> {
+        let folder = made(&self.binaries, || {
+            let needs = |image: &str| self.names.contains(&image);
+            let mut wanted = Vec::new();
+            wanted.extend(needs("operator").then_some(OPERATOR));
+            wanted.extend((needs("runtime") || needs("session-claude")).then_some(RUNTIME));
+            wanted.extend(needs("fake-model").then_some(FAKE_MODEL));
+            binaries::build(&wanted, self.profile)
+        })?;
+        Ok(folder.join(name))
+    }
+
+    /// One static binary from scratch, with what it reads: authorities for TLS, names of users, how to look up hosts.
+    fn program(
+        &self,
+        binary: &str,
+        target: &'static str,
+        entrypoint: &[&'static str],
+        ports: &[u16],
+    ) -> Result<(Vec<Layer>, Run)> {
+        let file = |target, body: &str| Entry::Content { target, mode: 0o644, body: body.as_bytes().to_vec() };
+        let system = layer::of_entries(
+            "system files",
+            vec![
+                file("etc/passwd", "root:x:0:0::/:/sbin/nologin\nnonroot:x:65532:65532::/tmp:/sbin/nologin\n"),
+                file("etc/group", "root:x:0:\nnonroot:x:65532:\n"),
+                file("etc/nsswitch.conf", "hosts: files dns\n"),
+                Entry::Copy {
+                    target: "etc/ssl/certs/ca-certificates.crt",
+                    mode: 0o644,
+                    source: self.base()?.certificates(),
+                },
+                Entry::Folder { target: "tmp", mode: 0o1777, owner: 0 },
+            ],
+        )?;
+        let source = self.binary(binary)?;
+        let program = layer::of_entries(binary, vec![Entry::Copy { target, mode: 0o755, source }])?;
+        let run =
+            Run { entrypoint: entrypoint.to_vec(), user: NOBODY, folder: "/", ports: ports.to_vec(), ..Run::default() };
+        Ok((vec![system, program], run))
+    }
+
+    fn postgres(&self) -> Result<(Vec<Layer>, Run)> {
+        let base = self.base()?;
+        let packages = base.with_packages("postgres", "postgres/packages.txt", "postgres:999:/var/lib/postgresql")?;
+        let start = layer::of_entries(
+            "postgres start",
+            vec![
+                Entry::Content {
+                    target: "usr/local/bin/start-postgres",
+                    mode: 0o755,
+                    body: layer::input("postgres/start-postgres.sh")?,
+                },
+                Entry::Folder { target: "var/lib/postgresql/data", mode: 0o700, owner: 999 },
+            ],
+        )?;
+        let run = Run {
+            entrypoint: vec!["/usr/local/bin/start-postgres"],
+            user: "999:999",
+            folder: "/",
+            env: vec!["PGDATA=/var/lib/postgresql/data/pgdata", "LANG=C.UTF-8"],
+            ports: vec![5432],
+        };
+        Ok((vec![base.layer.clone(), packages, start], run))
+    }
+
+    fn oidc(&self) -> Result<(Vec<Layer>, Run)> {
+        let node = self.node()?;
+        let modules = self.npm("oidc")?;
+        let script = |target, file: &str| layer::input(file).map(|body| Entry::Content { target, mode: 0o644, body });
+        let server = layer::of_entries(
+            "oidc server",
+            vec![
+                script("app/package.json", "oidc/package.json")?,
+                script("app/server.mjs", "oidc/server.mjs")?,
+                script("app/clients.json", "oidc/clients.json")?,
+                script("app/token.mjs", "oidc/token.mjs")?,
+            ],
+        )?;
+        let run = Run {
+            entrypoint: vec!["/usr/local/bin/node", "/app/server.mjs"],
+            user: NOBODY,
+            folder: "/app",
+            env: vec!["NODE_ENV=production"],
+            ports: vec![9000],
+        };
+        Ok((vec![self.base()?.layer.clone(), node.layer()?, modules, server], run))
+    }
+
+    /// The `node_modules` of an image below `/app`.
+    fn npm(&self, name: &str) -> Result<Layer> {
+        let lock = layer::input(&format!("{name}/package-lock.json"))?;
+        let folder = self.node()?.packages(name)?;
+        layer::cached(&format!("npm {name}"), &layer::key(&[b"app", &lock]), |tar| {
+            layer::tree(tar, &folder, Path::new("app"), &|path| path.starts_with("node_modules"))
+        })
+    }
+
+    fn session_claude(&self) -> Result<(Vec<Layer>, Run)> {
+        let base = self.base()?;
+        let packages = base.with_packages("session", "session-claude/packages.txt", "agent:10001:/home/agent")?;
+        let agent = self.claude()?;
+        // Last, as the only part that changes with our own code.
+        let host = layer::of_entries(
+            "session host",
+            vec![
+                Entry::Folder { target: "home/agent", mode: 0o750, owner: AGENT },
+                Entry::Folder { target: "workspace", mode: 0o755, owner: AGENT },
+                Entry::Folder { target: "state", mode: 0o750, owner: AGENT },
+                Entry::Copy { target: "usr/local/bin/agentapi-runtime", mode: 0o755, source: self.binary(RUNTIME.0)? },
+            ],
+        )?;
+        let run = Run {
+            entrypoint: vec!["/usr/local/bin/agentapi-runtime", "session"],
+            user: "10001:10001",
+            folder: "/workspace",
+            env: vec!["HOME=/home/agent", "LANG=C.UTF-8"],
+            ports: vec![3284],
+        };
+        Ok((vec![base.layer.clone(), packages, self.node()?.layer()?, agent, host], run))
+    }
+
+    /// The npm package of Claude Code brings a native program; only that goes into the image.
+    fn claude(&self) -> Result<Layer> {
+        let folder = self.node()?.packages("session-claude")?;
+        let architecture = if super::archive::architecture() == "arm64" { "arm64" } else { "x64" };
+        let source = folder.join(format!("node_modules/@anthropic-ai/claude-code-linux-{architecture}/claude"));
+        layer::of_entries("claude code", vec![Entry::Copy { target: "usr/local/bin/claude", mode: 0o755, source }])
+    }
+}
+
+/// `get_or_try_init`, which the standard library does not have yet.
+fn made<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if let Some(value) = cell.get() {
+        return Ok(value);
+    }
+    let value = make()?;
+    Ok(cell.get_or_init(|| value))
+}

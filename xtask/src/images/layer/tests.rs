@@ -1,0 +1,59 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::*;
+
+fn listing(bytes: &[u8]) -> Vec<(String, u64, u32, u8)> {
+    let mut archive = tar::Archive::new(bytes);
+    let entries = archive.entries().unwrap().map(Result::unwrap);
+    entries
+        .map(|entry| {
+            let head = entry.header();
+            assert_eq!(head.mtime().unwrap(), TIME);
+            let path = entry.path().unwrap().to_string_lossy().into_owned();
+            (path, head.uid().unwrap(), head.mode().unwrap(), head.entry_type().as_byte())
+        })
+        .collect()
+}
+
+fn packed(root: &Path) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    tree(&mut tar, root, Path::new("opt"), &|path| path != Path::new("cache")).unwrap();
+    tar.into_inner().unwrap()
+}
+
+#[test]
+fn a_folder_is_packed_sorted_with_links_and_without_what_is_left_out() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("b")).unwrap();
+    fs::create_dir(root.path().join("cache")).unwrap();
+    fs::write(root.path().join("cache/x"), "x").unwrap();
+    fs::write(root.path().join("b/file"), "text").unwrap();
+    fs::hard_link(root.path().join("b/file"), root.path().join("b/hard")).unwrap();
+    std::os::unix::fs::symlink("b/file", root.path().join("a-link")).unwrap();
+    let names: Vec<_> = listing(&packed(root.path())).into_iter().map(|(path, _, _, kind)| (path, kind)).collect();
+    let expected = [("opt/a-link", b'2'), ("opt/b", b'5'), ("opt/b/file", b'0'), ("opt/b/hard", b'1')];
+    assert_eq!(names, expected.map(|(path, kind)| (path.to_owned(), kind)));
+}
+
+#[test]
+fn the_same_folder_packs_to_the_same_bytes_whatever_its_times() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for (root, names) in [(&one, ["a", "b"]), (&two, ["b", "a"])] {
+        for name in names {
+            fs::write(root.path().join(name), name).unwrap();
+        }
+    }
+    fs::File::options()
+        .write(true)
+        .open(two.path().join("a"))
+        .unwrap()
+        .set_modified(std::time::SystemTime::UNIX_EPOCH)
+        .unwrap();
+    assert_eq!(packed(one.path()), packed(two.path()));
+}
+
+#[test]
+fn keys_differ_when_only_the_borders_between_parts_move() {
+    assert_ne!(key(&[b"ab", b"c"]), key(&[b"a", b"bc"]));
+    assert_eq!(key(&[b"ab", b"c"]), key(&[b"ab", b"c"]));
+}
