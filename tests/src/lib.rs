@@ -5,3 +5,4 @@ pub mod chart;
 pub mod cluster;
 pub mod fakemodel;
 pub mod pg;
+pub mod serve;

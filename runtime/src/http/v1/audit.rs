@@ -75,7 +75,7 @@ pub struct AuditPage {
 
 /// Which entries to list.
 #[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct AuditQuery {
     /// Only entries before this `seq`.

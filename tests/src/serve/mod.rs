@@ -1,0 +1,204 @@
+//! The API with real parts and without a cluster: Postgres, an OIDC issuer, replicas of `agentapi-runtime serve`, and
+//! session pods that are local processes of the real session host, each on a loopback address of its own.
+
+pub mod idp;
+pub mod pods;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentapi_runtime::config::ServeConfig;
+use agentapi_runtime::metrics::Metrics;
+use agentapi_runtime::serve::{Addresses, Server};
+use anyhow::{Context, Result};
+use base64::Engine;
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Api;
+use crate::pg::{Database, Organization};
+use idp::{Idp, SigningKey};
+use pods::ProcessPods;
+
+/// Everything that the API needs, and replicas of it.
+pub struct Platform {
+    /// Its database.
+    pub db: Database,
+    /// The identity provider of its organizations.
+    pub idp: Idp,
+    /// Its session pods.
+    pub pods: Arc<ProcessPods>,
+    /// The key that the identity provider signs with, unless a test wants another.
+    pub key: SigningKey,
+    folder: TempDir,
+    signing_key: PathBuf,
+}
+
+/// A running replica.
+pub struct Replica {
+    /// Where it listens.
+    pub addresses: Addresses,
+    stop: CancellationToken,
+    running: JoinHandle<()>,
+    /// Of its own, so that it can crash with all its background tasks.
+    runtime: Option<Runtime>,
+}
+
+/// An organization with tokens for its people.
+pub struct Tenant {
+    /// Its rows.
+    pub organization: Organization,
+    /// Token of its admin.
+    pub admin: String,
+    /// Token of a user.
+    pub alice: String,
+    /// Token of another user.
+    pub bob: String,
+}
+
+/// A PKCS#8 PEM file.
+pub fn pem(der: &[u8]) -> String {
+    let body = base64::engine::general_purpose::STANDARD.encode(der);
+    format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n")
+}
+
+impl Platform {
+    /// Nothing but the database and the identity provider runs yet. `session_pod` is the path of that binary.
+    pub async fn start(session_pod: &str) -> Result<Self> {
+        let db = Database::create().await?;
+        let idp = Idp::start().await?;
+        let key = idp.add_key(SigningKey::es256("first")?);
+        let folder = tempfile::tempdir()?;
+        let signing_key = folder.path().join("private.pem");
+        let (private, public_x) = idp::ed25519()?;
+        std::fs::write(&signing_key, pem(&private))?;
+        let pods = Arc::new(ProcessPods::new(session_pod, &public_x)?);
+        Ok(Self { db, idp, pods, key, folder, signing_key })
+    }
+
+    /// A configuration whose listeners are on free loopback ports and whose clocks are quick.
+    pub fn config(&self) -> ServeConfig {
+        let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        ServeConfig {
+            database_url: SecretString::from(self.db.runtime_url()),
+            session_signing_key_file: self.signing_key.clone(),
+            hs256_secrets_file: None,
+            http_listen: loopback,
+            internal_listen: loopback,
+            metrics_listen: loopback,
+            db_max_connections: 8,
+            jwks_ttl_seconds: 300,
+            jwks_min_refresh_seconds: 1,
+            jwks_max_stale_seconds: 3600,
+            shutdown_delay_seconds: 0,
+            shutdown_grace_seconds: 5,
+            reconcile_seconds: 1,
+            start_deadline_seconds: 60,
+        }
+    }
+
+    /// One more replica.
+    pub async fn replica(&self) -> Result<Replica> {
+        self.replica_with(self.config()).await
+    }
+
+    /// One more replica, with this configuration.
+    pub async fn replica_with(&self, config: ServeConfig) -> Result<Replica> {
+        let pods = Arc::clone(&self.pods);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let metrics = Metrics::new()?;
+        let server = runtime.spawn(async move { Server::with_pods(config, pods, metrics).await }).await??;
+        let addresses = server.addresses()?;
+        self.pods.set_internal_api(addresses.internal);
+        let stop = CancellationToken::new();
+        let running = runtime.spawn(server.run(stop.clone()));
+        Ok(Replica { addresses, stop, running, runtime: Some(runtime) })
+    }
+
+    /// A file in the platform's own folder.
+    pub fn file(&self, name: &str, content: &str) -> Result<PathBuf> {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, content)?;
+        Ok(path)
+    }
+
+    /// An organization whose tokens come from the platform's identity provider. Its quota is 10 sessions, its one
+    /// workspace `main` takes 5.
+    pub async fn tenant(&self, name: &str) -> Result<Tenant> {
+        let slug = self.db.unique_slug(name);
+        let organization = self.db.organization(&slug).await?;
+        self.operator("update organizations set issuer = $2 where slug = $1", &[&slug, &self.idp.issuer]).await?;
+        let token = |subject: &str, role: &str| self.token(&slug, subject, role);
+        let (admin, alice, bob) = (&organization.admin, &organization.alice, &organization.bob);
+        Ok(Tenant {
+            admin: token(&admin.subject, "admin")?,
+            alice: token(&alice.subject, "user")?,
+            bob: token(&bob.subject, "user")?,
+            organization,
+        })
+    }
+
+    /// A good token.
+    pub fn token(&self, slug: &str, subject: &str, role: &str) -> Result<String> {
+        self.key.sign(&self.claims(slug, subject, role))
+    }
+
+    /// Claims of a good token.
+    pub fn claims(&self, slug: &str, subject: &str, role: &str) -> Value {
+        let now = jiff::Timestamp::now().as_second();
+        json!({
+            "iss": self.idp.issuer, "aud": "agentapi", "sub": subject, "email": format!("{subject}@example.com"),
+            "org_id": slug, "role": role, "iat": now, "nbf": now, "exp": now + 3600,
+        })
+    }
+
+    /// A statement with text parameters, as the operator would run it.
+    pub async fn operator(&self, statement: &'static str, parameters: &[&str]) -> Result<u64> {
+        let mut connection = PgConnection::connect(&self.db.operator_url()).await?;
+        let mut query = sqlx::query(statement);
+        for parameter in parameters {
+            query = query.bind((*parameter).to_owned());
+        }
+        let done = query.execute(&mut connection).await?;
+        connection.close().await?;
+        Ok(done.rows_affected())
+    }
+}
+
+impl Replica {
+    /// A client with a token, or without.
+    pub fn api(&self, token: Option<&str>) -> Result<Api> {
+        Api::new(&format!("http://{}", self.addresses.public), token.map(str::to_owned))
+    }
+
+    /// Begins to end it, as SIGTERM does.
+    pub fn begin_stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Ends it as SIGTERM does, and waits for that.
+    pub async fn stop(mut self) -> Result<()> {
+        self.stop.cancel();
+        tokio::time::timeout(Duration::from_secs(20), &mut self.running).await.context("it did not stop")??;
+        Ok(())
+    }
+
+    /// Ends it as a crash does: nothing is finished, nothing is said.
+    pub fn crash(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}

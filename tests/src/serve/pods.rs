@@ -1,0 +1,275 @@
+//! Session pods without a cluster: processes of the real session host, each on port 3284 of a loopback address of its
+//! own. The API talks to them exactly as to pods: token, claim, readiness, the whole contract.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use agentapi_crds::names::{SESSION_PORT, env};
+use agentapi_runtime::pods::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState};
+use anyhow::{Context, Result};
+use futures::future::BoxFuture;
+use secrecy::ExposeSecret;
+use serde_json::json;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+/// Runs processes as pods.
+pub struct ProcessPods {
+    binary: PathBuf,
+    public_x: String,
+    agent: PathBuf,
+    folder: TempDir,
+    next: AtomicU32,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    internal_api: Option<SocketAddr>,
+    running: HashMap<String, Process>,
+    /// Refuse every new pod with this text.
+    refuse: Option<String>,
+    /// Do as if the API server were away.
+    away: bool,
+}
+
+struct Process {
+    organization: String,
+    workspace: String,
+    session: Option<Uuid>,
+    kind: PodKind,
+    ip: Ipv4Addr,
+    child: Child,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl ProcessPods {
+    /// `binary` is `session-pod`.
+    pub fn new(binary: &str, public_x: &str) -> Result<Self> {
+        let agent = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/tests/fixtures/repl.sh").canonicalize()?;
+        Ok(Self {
+            binary: PathBuf::from(binary),
+            public_x: public_x.to_owned(),
+            agent,
+            folder: tempfile::tempdir()?,
+            next: AtomicU32::new(1),
+            state: Mutex::default(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where pods push their transcripts.
+    pub fn set_internal_api(&self, address: SocketAddr) {
+        self.state().internal_api = Some(address);
+    }
+
+    /// Refuses new pods from now on, or no longer.
+    pub fn refuse(&self, why: Option<&str>) {
+        self.state().refuse = why.map(str::to_owned);
+    }
+
+    /// Whether the "cluster" answers.
+    pub fn set_away(&self, away: bool) {
+        self.state().away = away;
+    }
+
+    /// Starts a pod that waits for a session.
+    pub fn warm(&self, organization: &str, workspace: &str) -> Result<String> {
+        let name = format!("w-{workspace}-{}", Uuid::new_v4().simple());
+        self.spawn(&name, organization, workspace, PodKind::Warm, None)?;
+        Ok(name)
+    }
+
+    /// Kills a session's pod as a lost node would. False: it has none.
+    pub fn kill(&self, session: Uuid) -> bool {
+        let mut state = self.state();
+        let name = state.running.iter().find(|(_, it)| it.session == Some(session)).map(|(name, _)| name.clone());
+        name.is_some_and(|name| state.running.remove(&name).is_some())
+    }
+
+    /// The token in a session's Secret.
+    pub fn session_token(&self, session: Uuid) -> Result<String> {
+        let state = self.state();
+        let name = state.running.iter().find(|(_, it)| it.session == Some(session)).map(|(name, _)| name);
+        let name = name.context("the session has no pod")?;
+        Ok(std::fs::read_to_string(self.folder.path().join(name).join("secret/token"))?)
+    }
+
+    /// How many pods there are.
+    pub fn count(&self) -> usize {
+        self.state().running.len()
+    }
+
+    /// Addresses are unique to this process and pod, so that tests in parallel do not meet.
+    fn address(&self) -> Ipv4Addr {
+        let (process, pod) = (std::process::id(), self.next.fetch_add(1, Ordering::Relaxed));
+        let shard = u8::try_from(self.public_x.bytes().map(u32::from).sum::<u32>() % 250).unwrap_or(0);
+        let high = u8::try_from(process % 199).unwrap_or(0) + 2;
+        Ipv4Addr::new(127, high, shard, u8::try_from(pod % 250).unwrap_or(0) + 1)
+    }
+
+    fn spawn(
+        &self,
+        name: &str,
+        organization: &str,
+        workspace: &str,
+        kind: PodKind,
+        session: Option<&PodRequest>,
+    ) -> Result<()> {
+        let home = self.folder.path().join(name);
+        for folder in ["state", "workspace", "secret", "home"] {
+            std::fs::create_dir_all(home.join(folder))?;
+        }
+        if let Some(request) = session {
+            let env: HashMap<&str, &str> =
+                request.env.iter().map(|(key, value)| (key.as_str(), value.expose_secret())).collect();
+            let about = json!({"id": request.session, "organization": organization, "workspace": workspace,
+                               "initialPrompt": request.prompt});
+            std::fs::write(home.join("secret/session.json"), about.to_string())?;
+            std::fs::write(home.join("secret/env.json"), json!(env).to_string())?;
+            std::fs::write(home.join("secret/token"), request.token.expose_secret())?;
+        }
+        let ip = self.address();
+        let log = std::fs::File::create(home.join("log"))?;
+        let mut command = Command::new(&self.binary);
+        command
+            .env_clear()
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .env("HOME", home.join("home"))
+            .env(env::LISTEN, format!("{ip}:{SESSION_PORT}"))
+            .env(env::AGENT_TYPE, "custom")
+            .env(env::AGENT_COMMAND, json!(["bash", self.agent]).to_string())
+            .env(env::TRANSPORT, "pty")
+            .env(env::SESSION_PUBLIC_KEY, &self.public_x)
+            .env(env::STATE_DIR, home.join("state"))
+            .env(env::WORKDIR, home.join("workspace"))
+            .env(env::SESSION_SECRET_DIR, home.join("secret"))
+            .env(env::POD_NAME, name)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let mut state = self.state();
+        if let Some(address) = state.internal_api {
+            command.env(env::RUNTIME_INTERNAL_URL, format!("http://{address}"));
+        }
+        let child = command.spawn().with_context(|| format!("cannot start {}", self.binary.display()))?;
+        let process = Process {
+            organization: organization.to_owned(),
+            workspace: workspace.to_owned(),
+            session: session.map(|request| request.session),
+            kind,
+            ip,
+            child,
+        };
+        state.running.insert(name.to_owned(), process);
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), PodError> {
+        if self.state().away { Err(PodError::Unavailable("the cluster is away".into())) } else { Ok(()) }
+    }
+
+    fn of_session(&self, session: Uuid) -> Option<Pod> {
+        let mut state = self.state();
+        let (name, process) = state.running.iter_mut().find(|(_, process)| process.session == Some(session))?;
+        Some(pod(name, process))
+    }
+
+    fn take(&self, request: &PodRequest) -> Result<Pod, PodError> {
+        self.check()?;
+        if let Some(pod) = self.of_session(request.session) {
+            return Ok(pod);
+        }
+        if let Some(why) = self.state().refuse.clone() {
+            return Err(PodError::Refused(why));
+        }
+        let warm = {
+            let mut state = self.state();
+            let free = state.running.iter_mut().find(|(_, it)| {
+                it.session.is_none() && it.organization == request.organization && it.workspace == request.workspace
+            });
+            free.map(|(name, process)| {
+                process.session = Some(request.session);
+                pod(name, process)
+            })
+        };
+        if let Some(pod) = warm {
+            return Ok(pod);
+        }
+        let name = format!("s-{}", request.session.simple());
+        self.spawn(&name, &request.organization, &request.workspace, PodKind::Cold, Some(request))
+            .map_err(|error| PodError::Unavailable(error.to_string()))?;
+        self.of_session(request.session).ok_or_else(|| PodError::Unavailable("it went away at once".into()))
+    }
+}
+
+fn pod(name: &str, process: &mut Process) -> Pod {
+    let state = match process.child.try_wait() {
+        Ok(None) => PodState::Running(process.ip.to_string()),
+        Ok(Some(status)) => PodState::Failed(format!("the session's pod ended: {status}")),
+        Err(error) => PodState::Failed(error.to_string()),
+    };
+    Pod { name: name.to_owned(), kind: process.kind, state }
+}
+
+impl PodBackend for ProcessPods {
+    fn acquire<'a>(&'a self, request: &'a PodRequest) -> BoxFuture<'a, Result<Pod, PodError>> {
+        Box::pin(async move { self.take(request) })
+    }
+
+    fn wait_running<'a>(
+        &'a self,
+        _organization: &'a str,
+        name: &'a str,
+        _within: Duration,
+    ) -> BoxFuture<'a, Result<Option<Pod>, PodError>> {
+        Box::pin(async move {
+            self.check()?;
+            Ok(self.state().running.get_mut(name).map(|process| pod(name, process)))
+        })
+    }
+
+    fn of_sessions<'a>(&'a self, organization: &'a str) -> BoxFuture<'a, Result<Vec<(Uuid, Pod)>, PodError>> {
+        Box::pin(async move {
+            self.check()?;
+            let mut state = self.state();
+            let own = state.running.iter_mut().filter(|(_, process)| process.organization == organization);
+            Ok(own.filter_map(|(name, process)| Some((process.session?, pod(name, process)))).collect())
+        })
+    }
+
+    fn release<'a>(&'a self, _organization: &'a str, session: Uuid) -> BoxFuture<'a, Result<bool, PodError>> {
+        Box::pin(async move {
+            self.check()?;
+            let mut state = self.state();
+            let mut gone = true;
+            state.running.retain(|_, process| {
+                if process.session != Some(session) {
+                    return true;
+                }
+                if let Ok(None) = process.child.try_wait() {
+                    // As the kubelet does it: SIGTERM first, so that the transcript is pushed.
+                    let _ = Command::new("kill").args(["-TERM", &process.child.id().to_string()]).status();
+                    gone = false;
+                    return true;
+                }
+                false
+            });
+            Ok(gone)
+        })
+    }
+}

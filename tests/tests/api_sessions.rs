@@ -1,0 +1,440 @@
+//! Sessions from request to transcript: real Postgres, real session host processes as pods.
+
+use std::time::Duration;
+
+use agentapi_tests::api::{Answer, Api};
+use agentapi_tests::cluster::eventually;
+use agentapi_tests::serve::{Platform, Replica, Tenant};
+use anyhow::{Context, Result};
+use reqwest::Method;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
+const SOON: Duration = Duration::from_secs(30);
+
+async fn platform() -> Result<(Platform, Replica, Tenant)> {
+    let platform = Platform::start(SESSION_POD).await?;
+    let replica = platform.replica().await?;
+    let tenant = platform.tenant("acme").await?;
+    Ok((platform, replica, tenant))
+}
+
+fn id_of(session: &Value) -> Result<String> {
+    Ok(session["id"].as_str().context("no id")?.to_owned())
+}
+
+async fn phase(api: &Api, id: &str, wanted: &str) -> Result<Value> {
+    eventually(&format!("phase {wanted}"), SOON, async || {
+        let session = api.get(&format!("/v1/sessions/{id}")).await?.expect(200)?;
+        Ok(if session["phase"] == wanted { Ok(session) } else { Err(session.to_string()) })
+    })
+    .await
+}
+
+async fn running(api: &Api, body: Value) -> Result<String> {
+    let id = id_of(&api.post("/v1/sessions", &body).await?.expect(201)?)?;
+    phase(api, &id, "Running").await?;
+    Ok(id)
+}
+
+/// Sends a message and waits for the agent's answer to it.
+async fn ask(api: &Api, id: &str, content: &str, answer: &str) -> Result<()> {
+    let message = json!({"content": content, "type": "user"});
+    api.stable(id, SOON).await?;
+    api.post(&format!("/v1/sessions/{id}/message"), &message).await?.expect(200)?;
+    eventually("the agent's answer", SOON, async || {
+        let body = api.get(&format!("/v1/sessions/{id}/messages")).await?.expect(200)?;
+        let answered = body["messages"].as_array().is_some_and(|messages| {
+            messages
+                .iter()
+                .any(|it| it["role"] == "agent" && it["content"].as_str().is_some_and(|c| c.contains(answer)))
+        });
+        Ok(if answered { Ok(()) } else { Err(body.to_string()) })
+    })
+    .await
+}
+
+async fn with_key(api: &Api, key: &str, body: &Value) -> Result<Answer> {
+    api.send(api.request(Method::POST, "/v1/sessions").header("idempotency-key", key).json(body)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_lives_from_creation_to_its_transcript() -> Result<()> {
+    let (platform, replica, tenant) = platform().await?;
+    let api = replica.api(Some(&tenant.alice))?;
+    let created = api
+        .send(
+            api.request(Method::POST, "/v1/sessions")
+                .json(&json!({"workspace": "main", "env": {"AGENT_NAME": "Ada", "SECRET_WORD": "hunter2"}})),
+        )
+        .await?
+        .expect(201)?;
+    let id = id_of(&created)?;
+    assert_eq!(id.parse::<Uuid>()?.get_version_num(), 7);
+    assert_eq!(created["workspace"], "main");
+    assert_eq!(created["links"]["events"], format!("/v1/sessions/{id}/events"));
+    assert!(created["createdAt"].as_str().is_some_and(|time| time.parse::<jiff::Timestamp>().is_ok()), "{created}");
+
+    // Messages wait for a session that is about to be ready, so no polling is needed here.
+    ask(&api, &id, "hello there", "You said: hello there").await?;
+    ask(&api, &id, "env SECRET_WORD", "SECRET_WORD=hunter2").await?;
+    let status = api.get(&format!("/v1/sessions/{id}/status")).await?.expect(200)?;
+    assert_eq!((&status["agent_type"], &status["transport"]), (&json!("custom"), &json!("pty")));
+
+    let form = reqwest::multipart::Form::new()
+        .part("file", reqwest::multipart::Part::bytes(b"file content 42".to_vec()).file_name("note.txt"));
+    let upload = api.request(Method::POST, &format!("/v1/sessions/{id}/upload")).multipart(form);
+    let uploaded = api.send(upload).await?.expect(200)?;
+    let path = uploaded["filePath"].as_str().context("no filePath")?;
+    ask(&api, &id, &format!("read {path}"), "file content 42").await?;
+
+    assert_eq!(api.delete(&format!("/v1/sessions/{id}")).await?.status, 204);
+    assert_eq!(api.delete(&format!("/v1/sessions/{id}")).await?.status, 204, "deleting again is fine");
+    let ended = phase(&api, &id, "Ended").await?;
+    assert!(ended["endedAt"].is_string());
+    assert_eq!(platform.pods.count(), 0, "the pod is gone");
+    assert_eq!(api.delete(&format!("/v1/sessions/{id}")).await?.status, 204, "also after the end");
+
+    let transcript = api.get(&format!("/v1/sessions/{id}/messages")).await?.expect(200)?.to_string();
+    assert!(transcript.contains("You said: hello there") && transcript.contains("file content 42"), "{transcript}");
+    let status = api.get(&format!("/v1/sessions/{id}/status")).await?;
+    assert_eq!((status.status.as_u16(), status.problem()), (409, "session-over"));
+    let message = json!({"content": "still there?", "type": "user"});
+    let message = api.post(&format!("/v1/sessions/{id}/message"), &message).await?;
+    assert_eq!((message.status.as_u16(), message.problem()), (409, "session-over"));
+
+    let audit = replica.api(Some(&tenant.admin))?.get(&format!("/v1/audit?targetId={id}")).await?.expect(200)?;
+    let actions: Vec<_> = audit["entries"].as_array().into_iter().flatten().map(|it| it["action"].clone()).collect();
+    assert_eq!(actions, ["session.delete", "session.create"]);
+    assert_eq!(audit["entries"][1]["actor"], format!("user:{}", tenant.organization.alice.subject));
+    assert_eq!(audit["entries"][1]["sourceIp"], "127.0.0.1");
+    assert!(!audit.to_string().contains("hunter2"), "an environment value is in the audit log");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_warm_pod_is_taken_with_environment_and_prompt() -> Result<()> {
+    let (platform, replica, tenant) = platform().await?;
+    let pod = platform.pods.warm(&tenant.organization.slug, "main")?;
+    let api = replica.api(Some(&tenant.alice))?;
+    let id = running(&api, json!({"workspace": "main", "env": {"AGENT_NAME": "Eve"}, "prompt": "first words"})).await?;
+    assert_eq!(platform.pods.count(), 1, "no second pod next to {pod}");
+    eventually("the prompt is answered", SOON, async || {
+        let body = api.get(&format!("/v1/sessions/{id}/messages")).await?.expect(200)?.to_string();
+        let done = body.contains("I am Eve") && body.contains("You said: first words");
+        Ok(if done { Ok(()) } else { Err(body) })
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_resume_where_they_were_left() -> Result<()> {
+    let (_platform, replica, tenant) = platform().await?;
+    let api = replica.api(Some(&tenant.alice))?;
+    let id = running(&api, json!({"workspace": "main"})).await?;
+    let path = format!("/v1/sessions/{id}/events");
+    api.stable(&id, SOON).await?;
+
+    let mut events = api.events(&path, None).await?;
+    let mut last = String::new();
+    let mut names = Vec::new();
+    while let Ok(Some(event)) = tokio::time::timeout(Duration::from_secs(2), events.recv()).await {
+        last.clone_from(&event.id);
+        names.push(event.name);
+    }
+    assert!(names.iter().any(|name| name == "message_update"), "{names:?}");
+    assert!(names.iter().any(|name| name == "status_change"), "{names:?}");
+    assert!(!last.is_empty(), "events carry ids");
+    drop(events);
+
+    ask(&api, &id, "while nobody watched", "You said: while nobody watched").await?;
+    let mut resumed = api.events(&path, Some(&last)).await?;
+    let mut seen = Vec::new();
+    while let Ok(Some(event)) = tokio::time::timeout(Duration::from_secs(2), resumed.recv()).await {
+        seen.push(event);
+    }
+    assert!(seen.iter().any(|it| it.data.to_string().contains("while nobody watched")), "{seen:?}");
+    assert!(
+        !seen.iter().any(|it| it.name == "message_update" && it.data["id"] == 0),
+        "what was seen before the pause is not sent again: {seen:?}"
+    );
+    let screen = api.events(&format!("/v1/sessions/{id}/screen"), None).await?.recv().await;
+    assert!(screen.is_some_and(|it| it.name == "screen"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_have_pages_filters_and_only_ones_own() -> Result<()> {
+    let (platform, replica, tenant) = platform().await?;
+    platform.pods.refuse(Some("this test needs no pods"));
+    let (alice, bob) = (replica.api(Some(&tenant.alice))?, replica.api(Some(&tenant.bob))?);
+    let mut made = Vec::new();
+    for _ in 0..5 {
+        let id = id_of(&alice.post("/v1/sessions", &json!({"workspace": "main"})).await?.expect(201)?)?;
+        phase(&alice, &id, "Failed").await?;
+        made.push(id);
+    }
+    let of_bob = id_of(&bob.post("/v1/sessions", &json!({"workspace": "main"})).await?.expect(201)?)?;
+    let failed = phase(&bob, &of_bob, "Failed").await?;
+    assert_eq!(failed["error"], "this test needs no pods");
+
+    let mut listed = Vec::new();
+    let mut path = "/v1/sessions?limit=2".to_owned();
+    loop {
+        let page = alice.get(&path).await?.expect(200)?;
+        let sessions = page["sessions"].as_array().cloned().unwrap_or_default();
+        assert!(sessions.len() <= 2);
+        for session in &sessions {
+            listed.push(id_of(session)?);
+        }
+        let Some(cursor) = page["nextCursor"].as_str() else { break };
+        path = format!("/v1/sessions?limit=2&cursor={cursor}");
+    }
+    made.reverse();
+    assert_eq!(listed, made, "newest first, each once, none of Bob's");
+
+    let count = async |api: &Api, query: &str| -> Result<usize> {
+        let page = api.get(&format!("/v1/sessions{query}")).await?.expect(200)?;
+        Ok(page["sessions"].as_array().map_or(0, Vec::len))
+    };
+    assert_eq!(count(&replica.api(Some(&tenant.admin))?, "").await?, 6, "admins see all of the organization");
+    assert_eq!(count(&alice, "?phase=Failed&workspace=main").await?, 5);
+    assert_eq!(count(&alice, "?phase=Running").await?, 0);
+    assert_eq!(count(&alice, "?workspace=other").await?, 0);
+    for bad in ["?limit=0", "?limit=201", "?limit=x", "?phase=Odd", "?cursor=@@", "?cursor=AAAA", "?nope=1"] {
+        let answer = alice.get(&format!("/v1/sessions{bad}")).await?;
+        assert_eq!((answer.status.as_u16(), answer.problem()), (400, "bad-request"), "{bad}: {}", answer.body);
+    }
+    // Within an organization, too, somebody else's session does not exist.
+    assert_eq!(alice.get(&format!("/v1/sessions/{of_bob}")).await?.status, 404);
+    assert_eq!(alice.delete(&format!("/v1/sessions/{of_bob}")).await?.status, 404);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idempotency_key_makes_one_session() -> Result<()> {
+    let (platform, replica, tenant) = platform().await?;
+    platform.pods.refuse(Some("this test needs no pods"));
+    let api = replica.api(Some(&tenant.alice))?;
+    let body = json!({"workspace": "main", "env": {"A": "1", "B": "2"}});
+    let first = with_key(&api, "key-1", &body).await?.expect(201)?;
+    let again =
+        with_key(&api, "key-1", &json!({"env": {"B": "2", "A": "1"}, "workspace": "main"})).await?.expect(201)?;
+    assert_eq!(first["id"], again["id"]);
+    let other = with_key(&api, "key-1", &json!({"workspace": "main", "env": {"A": "1", "B": "3"}})).await?;
+    assert_eq!((other.status.as_u16(), other.problem()), (422, "idempotency-key-reused"));
+    assert_ne!(with_key(&api, "key-2", &body).await?.expect(201)?["id"], first["id"]);
+    // Keys are each user's own.
+    let bob = replica.api(Some(&tenant.bob))?;
+    assert_ne!(with_key(&bob, "key-1", &body).await?.expect(201)?["id"], first["id"]);
+    for bad in ["", "\"\"", &"k".repeat(256)] {
+        let answer = with_key(&api, bad, &body).await?;
+        assert_eq!((answer.status.as_u16(), answer.problem()), (400, "bad-request"), "{bad:?}");
+    }
+    // The draft's quoted form is the same key.
+    assert_eq!(with_key(&api, "\"key-1\"", &body).await?.expect(201)?["id"], first["id"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_requests_with_one_key_make_one_session() -> Result<()> {
+    let (platform, replica, tenant) = platform().await?;
+    platform.pods.refuse(Some("this test needs no pods"));
+    let second = platform.replica().await?;
+    let apis = [replica.api(Some(&tenant.alice))?, second.api(Some(&tenant.alice))?];
+    let body = json!({"workspace": "main"});
+    let calls = (0..24).map(|n| with_key(&apis[n % 2], "one", &body));
+    let mut ids = Vec::new();
+    for answer in futures::future::join_all(calls).await {
+        let answer = answer?;
+        match answer.status.as_u16() {
+            201 => ids.push(id_of(&answer.body)?),
+            409 => assert_eq!(answer.problem(), "idempotency-conflict"),
+            other => panic!("{other}: {}", answer.body),
+        }
+    }
+    ids.dedup();
+    assert_eq!(ids.len(), 1, "{ids:?}");
+    let page = apis[0].get("/v1/sessions").await?.expect(200)?;
+    assert_eq!(page["sessions"].as_array().map(Vec::len), Some(1));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quotas_hold_under_concurrency_and_name_themselves() -> Result<()> {
+    let (platform, replica, tenant) = platform().await?;
+    // Pods never come, so that sessions stay Pending and count.
+    platform.pods.set_away(true);
+    let apis = [replica.api(Some(&tenant.alice))?, replica.api(Some(&tenant.bob))?];
+    let body = json!({"workspace": "main"});
+    let calls = (0..12).map(|n| apis[n % 2].post("/v1/sessions", &body));
+    let mut created = 0;
+    for answer in futures::future::join_all(calls).await {
+        let answer = answer?;
+        if answer.status == 201 {
+            created += 1;
+        } else {
+            assert_eq!((answer.status.as_u16(), answer.problem()), (429, "quota-exceeded"), "{}", answer.body);
+            assert_eq!(answer.body["quota"], "workspace.maxSessions");
+            assert_eq!((&answer.body["limit"], &answer.body["used"]), (&json!(5), &json!(5)));
+        }
+    }
+    assert_eq!(created, 5, "the workspace takes five, however many ask at once");
+
+    let slug = tenant.organization.slug.as_str();
+    platform.operator("update organizations set quota = '{\"sessions\": 3}' where slug = $1", &[slug]).await?;
+    eventually("the organization's quota is named", Duration::from_secs(15), async || {
+        let answer = apis[0].post("/v1/sessions", &body).await?;
+        assert_eq!(answer.status, 429);
+        Ok(if answer.body["quota"] == "organization.sessions" { Ok(()) } else { Err(answer.body.to_string()) })
+    })
+    .await?;
+    let refused = apis[0].request(Method::POST, "/v1/sessions").json(&body).send().await?;
+    assert!(refused.headers().contains_key("retry-after"));
+
+    // An ended session makes room.
+    platform.operator("update organizations set quota = '{}' where slug = $1", &[slug]).await?;
+    platform.pods.set_away(false);
+    let page = apis[0].get("/v1/sessions").await?.expect(200)?;
+    let id = id_of(&page["sessions"][0])?;
+    assert_eq!(apis[0].delete(&format!("/v1/sessions/{id}")).await?.status, 204);
+    phase(&apis[0], &id, "Ended").await?;
+    eventually("there is room again", Duration::from_secs(15), async || {
+        let answer = apis[0].post("/v1/sessions", &body).await?;
+        Ok(if answer.status == 201 { Ok(()) } else { Err(answer.body.to_string()) })
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_requests_are_refused_with_the_field_and_what_to_do() -> Result<()> {
+    let (platform, replica, tenant) = platform().await?;
+    platform.pods.refuse(Some("this test needs no pods"));
+    let api = replica.api(Some(&tenant.alice))?;
+    let fields = [
+        (json!({"workspace": "main", "wrokspace": "x"}), "wrokspace"),
+        (json!({}), "."),
+        (json!({"workspace": 1}), "workspace"),
+        (json!({"workspace": "nope"}), "workspace"),
+        (json!({"workspace": "main", "agent": "another"}), "agent"),
+        (json!({"workspace": "main", "env": {"A-B": "x"}}), "env.A-B"),
+        (json!({"workspace": "main", "env": {"AGENTAPI_X": "x"}}), "env.AGENTAPI_X"),
+        (json!({"workspace": "main", "env": {"A": "\u{0}"}}), "env.A"),
+        (json!({"workspace": "main", "env": {"A": 1}}), "env.A"),
+        (json!({"workspace": "main", "prompt": "  "}), "prompt"),
+    ];
+    for (body, field) in fields {
+        let answer = api.post("/v1/sessions", &body).await?;
+        assert_eq!((answer.status.as_u16(), answer.problem()), (422, "invalid-field"), "{body}: {}", answer.body);
+        assert_eq!(answer.body["field"], field, "{body}: {}", answer.body);
+    }
+    let raw = async |kind: &str, body: Vec<u8>| -> Result<Answer> {
+        api.send(api.request(Method::POST, "/v1/sessions").header("content-type", kind).body(body)).await
+    };
+    assert_eq!(raw("text/plain", b"{}".to_vec()).await?.status, 415);
+    assert_eq!(raw("application/json", b"{".to_vec()).await?.status, 400);
+    assert_eq!(raw("application/json", b"{\"workspace\": \"\xff\"}".to_vec()).await?.status, 400);
+    assert_eq!(raw("application/json", b"".to_vec()).await?.status, 400);
+    assert_eq!(raw("application/json", vec![b' '; 2 * 1024 * 1024]).await?.status, 413);
+    let deep = [b"{\"workspace\":".to_vec(), b"[".repeat(100_000)].concat();
+    assert!(matches!(raw("application/json", deep).await?.status.as_u16(), 400 | 422));
+    assert_eq!(raw("application/json; charset=utf-8", b"{\"workspace\": \"main\"}".to_vec()).await?.status, 201);
+
+    for (method, path, status) in [
+        (Method::GET, "/", 404),
+        (Method::GET, "/v1/nothing", 404),
+        (Method::GET, "/v1/sessions/not-a-uuid", 404),
+        (Method::PATCH, "/v1/sessions", 405),
+        (Method::POST, "/v1/workspaces", 405),
+    ] {
+        let answer = api.send(api.request(method.clone(), path)).await?;
+        assert_eq!(answer.status, status, "{method} {path}");
+        assert_eq!(answer.content_type, "application/problem+json", "{method} {path}");
+    }
+    let allow = api.request(Method::PATCH, "/v1/sessions").send().await?;
+    assert!(allow.headers().contains_key("allow"), "405 names the methods");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agents_own_refusals_are_passed_on() -> Result<()> {
+    let (_platform, replica, tenant) = platform().await?;
+    let api = replica.api(Some(&tenant.alice))?;
+    let id = running(&api, json!({"workspace": "main"})).await?;
+    api.stable(&id, SOON).await?;
+    let path = format!("/v1/sessions/{id}/message");
+    let empty = api.post(&path, &json!({"content": "", "type": "user"})).await?;
+    assert_eq!((empty.status.as_u16(), empty.content_type.as_str()), (400, "application/problem+json"));
+    let schema = api.post(&path, &json!({"content": "x", "type": "odd"})).await?;
+    assert_eq!((schema.status.as_u16(), schema.content_type.as_str()), (422, "application/problem+json"));
+    let request = api.request(Method::POST, &path).header("content-type", "text/plain").body("x");
+    assert_eq!(api.send(request).await?.status, 415);
+    api.post(&path, &json!({"content": "slow x", "type": "user"})).await?.expect(200)?;
+    let busy = api.post(&path, &json!({"content": "now", "type": "user"})).await?;
+    assert_eq!(busy.status, 409, "{}", busy.body);
+    let big = json!({"content": "x".repeat(2 * 1024 * 1024), "type": "user"});
+    assert_eq!(api.post(&path, &big).await?.status, 413);
+    // The same without a length in advance.
+    let chunks = (0..40).map(|_| Ok::<_, std::io::Error>(bytes::Bytes::from(vec![b'x'; 64 * 1024])));
+    let stream = reqwest::Body::wrap_stream(futures::stream::iter(chunks));
+    let request = api.request(Method::POST, &path).header("content-type", "application/json").body(stream);
+    assert_eq!(api.send(request).await?.status, 413);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_pod_is_503_and_then_a_failed_session() -> Result<()> {
+    let (platform, replica, tenant) = platform().await?;
+    let api = replica.api(Some(&tenant.alice))?;
+    let id = running(&api, json!({"workspace": "main"})).await?;
+    ask(&api, &id, "remember me", "You said: remember me").await?;
+    eventually("the transcript is in the database", SOON, async || {
+        let mut connection = platform.db.connect(&platform.db.admin_url()).await?;
+        let count: i64 =
+            sqlx::query_scalar("select count(*) from messages where content like '%You said: remember me%'")
+                .fetch_one(&mut connection)
+                .await?;
+        Ok(if count > 0 { Ok(()) } else { Err("nothing yet") }.map_err(str::to_owned))
+    })
+    .await?;
+    assert!(platform.pods.kill(id.parse()?));
+    let status = api.get(&format!("/v1/sessions/{id}/status")).await?;
+    assert!(matches!(status.problem(), "session-unreachable" | "session-over"), "{} {}", status.status, status.body);
+    let failed = phase(&api, &id, "Failed").await?;
+    assert!(failed["error"].as_str().is_some_and(|error| error.contains("pod")), "{failed}");
+    let transcript = api.get(&format!("/v1/sessions/{id}/messages")).await?.expect(200)?.to_string();
+    assert!(transcript.contains("remember me"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prefer_wait_answers_when_the_agent_is_ready() -> Result<()> {
+    let (_platform, replica, tenant) = platform().await?;
+    let api = replica.api(Some(&tenant.alice))?;
+    let request =
+        api.request(Method::POST, "/v1/sessions").header("prefer", "wait=30").json(&json!({"workspace": "main"}));
+    let created = api.send(request).await?.expect(201)?;
+    assert_eq!(created["phase"], "Running");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_and_old_sessions_end() -> Result<()> {
+    let (platform, replica, tenant) = platform().await?;
+    let api = replica.api(Some(&tenant.alice))?;
+    let id = running(&api, json!({"workspace": "main"})).await?;
+    let organization = tenant.organization.id.to_string();
+    let set = "update workspaces set spec = $2::jsonb where org_id = $1::uuid";
+    platform.operator(set, &[&organization, r#"{"idleTimeout": "1h", "ttl": "2s"}"#]).await?;
+    phase(&api, &id, "Ended").await?;
+    platform.operator(set, &[&organization, r#"{"idleTimeout": "3s", "ttl": "1h"}"#]).await?;
+    let id = running(&api, json!({"workspace": "main"})).await?;
+    phase(&api, &id, "Ended").await?;
+    let audit = replica.api(Some(&tenant.admin))?.get("/v1/audit?action=session.delete").await?.expect(200)?;
+    let entries = audit["entries"].as_array().cloned().unwrap_or_default();
+    let reasons: Vec<_> = entries.iter().map(|entry| entry["detail"]["reason"].clone()).collect();
+    assert_eq!(reasons, ["idle", "ttl"]);
+    assert_eq!(entries[0]["actor"], "system:sessions");
+    Ok(())
+}
