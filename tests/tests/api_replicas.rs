@@ -99,7 +99,7 @@ async fn only_one_replica_leads_and_the_next_takes_over() -> Result<()> {
     let leads = async |address: std::net::SocketAddr| -> Result<bool> {
         let client = agentapi_tests::api::Api::new(&format!("http://{address}"), None)?;
         let text = client.get("/metrics").await?.body.as_str().unwrap_or_default().to_owned();
-        Ok(text.contains("agentapi_session_reconciler_leader 1"))
+        Ok(text.lines().any(|line| line == "agentapi_session_reconciler_leader 1"))
     };
     let (first, second) = (one.addresses.metrics, two.addresses.metrics);
     eventually("one leads", SOON, async || {

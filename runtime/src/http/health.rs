@@ -28,13 +28,13 @@ pub struct Health {
 const OK: Health = Health { status: "ok", version: env!("CARGO_PKG_VERSION") };
 
 /// Whether the process works.
-#[utoipa::path(get, path = "/live", tag = "health", security(()), responses((status = 200, body = Health)))]
+#[utoipa::path(get, path = "/live", operation_id = "isLive", tag = "health", security(()), responses((status = 200, body = Health)))]
 pub async fn live() -> Json<Health> {
     Json(OK)
 }
 
 /// Whether this replica should get requests: Postgres answers and it is not shutting down.
-#[utoipa::path(get, path = "/ready", tag = "health", security(()), responses(
+#[utoipa::path(get, path = "/ready", operation_id = "isReady", tag = "health", security(()), responses(
     (status = 200, body = Health),
     (status = 503, body = ProblemBody, content_type = "application/problem+json"),
 ))]
@@ -46,7 +46,7 @@ pub async fn ready(State(app): State<App>) -> Result<Json<Health>, Problem> {
 }
 
 /// Whether the API works; the same as /ready for people, without regard to a shutdown.
-#[utoipa::path(get, path = "/health", tag = "health", security(()), responses(
+#[utoipa::path(get, path = "/health", operation_id = "getHealth", tag = "health", security(()), responses(
     (status = 200, body = Health),
     (status = 503, body = ProblemBody, content_type = "application/problem+json"),
 ))]

@@ -6,6 +6,7 @@ pub mod error;
 pub mod extract;
 pub mod health;
 pub mod internal;
+mod linger;
 mod observe;
 mod proxy;
 pub mod request_id;

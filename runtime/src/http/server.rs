@@ -15,6 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::{Layer, ServiceExt};
 
+use super::linger;
+
 /// A request's head must be complete within this time.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// More than this in a request's head is refused (431).
@@ -52,7 +54,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: C
     }
     let service = tower::util::MapRequestLayer::new(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
-        request.map(axum::body::Body::new)
+        linger::patiently(request)
     })
     .layer(router.into_service::<axum::body::Body>());
     let service = TowerToHyperService::new(service.boxed_clone());

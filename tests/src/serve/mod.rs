@@ -11,7 +11,7 @@ use std::time::Duration;
 use agentapi_runtime::config::ServeConfig;
 use agentapi_runtime::metrics::Metrics;
 use agentapi_runtime::serve::{Addresses, Server};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use base64::Engine;
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -113,7 +113,15 @@ impl Platform {
         let pods = Arc::clone(&self.pods);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let metrics = Metrics::new()?;
-        let server = runtime.spawn(async move { Server::with_pods(config, pods, metrics).await }).await??;
+        let started = runtime.spawn(async move { Server::with_pods(config, pods, metrics).await }).await;
+        let server = match started {
+            Ok(Ok(server)) => server,
+            refused => {
+                runtime.shutdown_background();
+                refused??;
+                bail!("unreachable: it neither started nor failed");
+            }
+        };
         let addresses = server.addresses()?;
         self.pods.set_internal_api(addresses.internal);
         let stop = CancellationToken::new();

@@ -173,7 +173,7 @@ async fn ask(app: &App, session: &Session, headers: &HeaderMap, ask: Ask<'_>) ->
 
 /// Whether the agent is working.
 #[utoipa::path(
-    get, path = "/v1/sessions/{id}/status", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
+    get, path = "/v1/sessions/{id}/status", operation_id = "getStatus", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
     responses(
         (status = 200, body = StatusBody),
         (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
@@ -192,7 +192,7 @@ pub async fn status(
 
 /// The conversation so far; also after the session's end.
 #[utoipa::path(
-    get, path = "/v1/sessions/{id}/messages", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
+    get, path = "/v1/sessions/{id}/messages", operation_id = "getMessages", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
     responses(
         (status = 200, body = MessagesBody),
         (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
@@ -217,7 +217,7 @@ pub async fn messages(
 
 /// Sends a message to the agent; answered when the agent has started on it.
 #[utoipa::path(
-    post, path = "/v1/sessions/{id}/message", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
+    post, path = "/v1/sessions/{id}/message", operation_id = "sendMessage", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
     request_body = SendMessage,
     responses(
         (status = 200, body = SentMessage),
@@ -243,7 +243,7 @@ pub async fn message(
 
 /// Follows the conversation as server-sent events. Resume with the header `Last-Event-ID`.
 #[utoipa::path(
-    get, path = "/v1/sessions/{id}/events", tag = "agent",
+    get, path = "/v1/sessions/{id}/events", operation_id = "followEvents", tag = "agent",
     params(
         ("id" = Uuid, Path, description = "Session"),
         ("Last-Event-ID" = Option<String>, Header, description = "Id of the last event that was seen."),
@@ -267,7 +267,7 @@ pub async fn events(
 
 /// Puts a file into the agent's pod.
 #[utoipa::path(
-    post, path = "/v1/sessions/{id}/upload", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
+    post, path = "/v1/sessions/{id}/upload", operation_id = "uploadFile", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
     request_body(content = UploadForm, content_type = "multipart/form-data"),
     responses(
         (status = 200, body = Uploaded),
@@ -291,7 +291,7 @@ pub async fn upload(
 
 /// Follows the agent's terminal as server-sent events.
 #[utoipa::path(
-    get, path = "/v1/sessions/{id}/screen", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
+    get, path = "/v1/sessions/{id}/screen", operation_id = "followScreen", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
     responses(
         (status = 200, description = "`screen` events.", body = String, content_type = "text/event-stream"),
         (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),

@@ -91,7 +91,7 @@ pub struct AuditQuery {
 
 /// The organization's audit log; admins only.
 #[utoipa::path(
-    get, path = "/v1/audit", tag = "audit", params(AuditQuery),
+    get, path = "/v1/audit", operation_id = "listAudit", tag = "audit", params(AuditQuery),
     responses(
         (status = 200, body = AuditPage),
         (status = 403, description = "You are no admin.", body = ProblemBody,

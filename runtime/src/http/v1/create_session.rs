@@ -147,7 +147,7 @@ fn quota_problem(exceeded: &QuotaExceeded) -> Problem {
 /// Creates a session. It is answered at once with phase Pending; the agent takes messages from phase Running on.
 /// With `Prefer: wait=30` the answer comes when the agent is ready, or after that many seconds.
 #[utoipa::path(
-    post, path = "/v1/sessions", tag = "sessions", request_body = CreateSession,
+    post, path = "/v1/sessions", operation_id = "createSession", tag = "sessions", request_body = CreateSession,
     params(
         ("Idempotency-Key" = Option<String>, Header, description = "The same key and body give the same session."),
         ("Prefer" = Option<String>, Header, description = "`wait=<seconds>`, at most 60."),

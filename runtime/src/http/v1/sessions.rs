@@ -129,7 +129,7 @@ fn decode_cursor(cursor: &str) -> Result<Uuid, Problem> {
 
 /// Sessions that you may see: your own, or as an admin all of your organization.
 #[utoipa::path(
-    get, path = "/v1/sessions", tag = "sessions", params(ListQuery),
+    get, path = "/v1/sessions", operation_id = "listSessions", tag = "sessions", params(ListQuery),
     responses(
         (status = 200, body = SessionPage),
         (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
@@ -164,7 +164,7 @@ pub async fn list(
 
 /// One session.
 #[utoipa::path(
-    get, path = "/v1/sessions/{id}", tag = "sessions", params(("id" = Uuid, Path, description = "Session")),
+    get, path = "/v1/sessions/{id}", operation_id = "getSession", tag = "sessions", params(("id" = Uuid, Path, description = "Session")),
     responses(
         (status = 200, body = SessionView),
         (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
@@ -180,7 +180,7 @@ pub async fn get(
 
 /// Ends a session: its pod and Secret are deleted, its transcript stays. May be repeated.
 #[utoipa::path(
-    delete, path = "/v1/sessions/{id}", tag = "sessions", params(("id" = Uuid, Path, description = "Session")),
+    delete, path = "/v1/sessions/{id}", operation_id = "endSession", tag = "sessions", params(("id" = Uuid, Path, description = "Session")),
     responses(
         (status = 204, description = "It is ending or has ended."),
         (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),

@@ -46,7 +46,7 @@ pub struct WorkspaceList {
 
 /// Workspaces that you can create sessions in.
 #[utoipa::path(
-    get, path = "/v1/workspaces", tag = "workspaces",
+    get, path = "/v1/workspaces", operation_id = "listWorkspaces", tag = "workspaces",
     responses(
         (status = 200, body = WorkspaceList),
         (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
