@@ -251,7 +251,7 @@ async fn concurrent_requests_with_one_key_make_one_session() -> Result<()> {
         match answer.status.as_u16() {
             201 => ids.push(id_of(&answer.body)?),
             409 => assert_eq!(answer.problem(), "idempotency-conflict"),
-            other => panic!("{other}: {}", answer.body),
+            other => anyhow::bail!("{other}: {}", answer.body),
         }
     }
     ids.dedup();
