@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-use std::{fmt::Write as _, path::PathBuf};
+use std::{fmt::Write as _, path::PathBuf, sync::LazyLock};
 
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -76,14 +76,17 @@ fn yes() -> bool {
     true
 }
 
-fn recording() -> (Vec<u8>, Vec<Step>) {
+static RECORDING: LazyLock<(Vec<u8>, Vec<Step>)> = LazyLock::new(|| {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/screens/claude");
     let steps = std::fs::read(folder.join("steps.json")).unwrap();
     (std::fs::read(folder.join("session.bytes")).unwrap(), serde_json::from_slice(&steps).unwrap())
-}
+});
+
+static UNCUT: LazyLock<Conversation> = LazyLock::new(|| replay(&[]));
 
 /// Plays a recording as the host would see it, with a snapshot after each of `cuts`.
-fn replay(bytes: &[u8], steps: &[Step], cuts: &[usize]) -> Conversation {
+fn replay(cuts: &[usize]) -> Conversation {
+    let (bytes, steps) = &*RECORDING;
     let claude = profile("claude").unwrap();
     let mut terminal = Terminal::new();
     let mut conversation = Conversation::new(at(0));
@@ -120,10 +123,8 @@ fn replay(bytes: &[u8], steps: &[Step], cuts: &[usize]) -> Conversation {
 
 #[test]
 fn claude_conversation_as_recorded() {
-    let (bytes, steps) = recording();
-    let conversation = replay(&bytes, &steps, &[]);
     let mut text = String::new();
-    for message in conversation.messages() {
+    for message in UNCUT.messages() {
         writeln!(text, "=== {} {:?}\n{}", message.id, message.role, message.content).unwrap();
     }
     insta::assert_snapshot!(text);
@@ -131,7 +132,7 @@ fn claude_conversation_as_recorded() {
 
 #[test]
 fn the_emulator_shows_what_an_independent_one_shows() {
-    let (bytes, steps) = recording();
+    let (bytes, steps) = &*RECORDING;
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/screens/claude/screens");
     let mut terminal = Terminal::new();
     let mut position = 0;
@@ -154,10 +155,9 @@ proptest! {
     #[test]
     fn chunks_do_not_matter(mut cuts in prop::collection::vec(0usize..58_778, 0..20)) {
         cuts.sort_unstable();
-        let (bytes, steps) = recording();
         let contents = |conversation: &Conversation| -> Vec<(Role, String)> {
             conversation.messages().iter().map(|message| (message.role, message.content.clone())).collect()
         };
-        prop_assert_eq!(contents(&replay(&bytes, &steps, &cuts)), contents(&replay(&bytes, &steps, &[])));
+        prop_assert_eq!(contents(&replay(&cuts)), contents(&UNCUT));
     }
 }

@@ -82,6 +82,11 @@ pub enum Error {
 
 /// Runs a session until `shutdown` is cancelled or the agent ends.
 pub async fn run(config: SessionConfig, shutdown: CancellationToken) -> Result<(), Error> {
+    // Logged here, where the log is JSON, and not only where the process ends.
+    serve(config, shutdown).await.inspect_err(|error| tracing::error!(%error, "the session host ends"))
+}
+
+async fn serve(config: SessionConfig, shutdown: CancellationToken) -> Result<(), Error> {
     let verifier = config.public_key.as_deref().map(|key| token::Verifier::new(key, &config.pod_name)).transpose()?;
     if verifier.is_none() {
         tracing::warn!("no session key: every local process may use this session");

@@ -24,8 +24,8 @@ use super::{
     token::{TokenError, Verifier},
 };
 
-/// Body of a message or claim.
-const MAX_JSON_BYTES: usize = 1024 * 1024;
+/// So much of a body that is too large is read before it is refused.
+const MAX_DRAINED_BYTES: usize = 64 * 1024 * 1024;
 
 /// What handlers need.
 #[derive(Clone)]
@@ -48,16 +48,16 @@ enum Caller {
 /// The routes.
 pub(super) fn router(host: Arc<Host>, verifier: Option<Verifier>, closing: CancellationToken) -> Router {
     let app = App { host, verifier, closing };
-    let json_limit = DefaultBodyLimit::max(MAX_JSON_BYTES);
-    let upload_limit = DefaultBodyLimit::max(upload::MAX_FILE_BYTES + upload::MULTIPART_OVERHEAD);
     let protected = Router::new()
         .route("/status", get(requests::status))
         .route("/messages", get(requests::messages))
-        .route("/message", post(requests::message).layer(json_limit))
-        .route("/upload", post(upload::upload).layer(upload_limit))
+        .route("/message", post(requests::message))
+        .route("/upload", post(upload::upload))
         .route("/events", get(streams::events))
         .route("/internal/screen", get(streams::screen))
-        .route("/internal/claim", post(requests::claim).layer(json_limit))
+        .route("/internal/claim", post(requests::claim))
+        // The handlers have limits of their own; this one only ends what never ends.
+        .layer(DefaultBodyLimit::max(MAX_DRAINED_BYTES))
         .route_layer(middleware::from_fn_with_state(app.clone(), authenticate));
     Router::new()
         .merge(protected)

@@ -1,16 +1,15 @@
 //! `/status`, `/messages`, `/message` and `/internal/claim`.
 
-use axum::{
-    Extension, Json,
-    body::Bytes,
-    extract::{State, rejection::BytesRejection},
-    http::StatusCode,
-};
+use axum::{Extension, Json, body::Body, extract::State, http::StatusCode};
+use futures::StreamExt;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::{App, Caller, problem::Problem};
+use super::{App, Caller, MAX_DRAINED_BYTES, problem::Problem};
 use crate::session::{claim::Claim, host::ClaimRefused, pty::PtyError, send::SendError};
+
+/// Largest body of a message or claim.
+const MAX_JSON_BYTES: usize = 1024 * 1024;
 
 pub(super) async fn status(State(app): State<App>) -> Json<Value> {
     Json(json!({ "status": app.host.status(), "agent_type": app.host.agent_type(), "transport": "pty" }))
@@ -37,11 +36,8 @@ struct MessageRequest {
     _schema: Option<String>,
 }
 
-pub(super) async fn message(
-    State(app): State<App>,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Json<Value>, Problem> {
-    let request: MessageRequest = parse(body)?;
+pub(super) async fn message(State(app): State<App>, body: Body) -> Result<Json<Value>, Problem> {
+    let request: MessageRequest = parse(body).await?;
     match request.r#type {
         MessageType::User => app.host.send_user(&request.content).await.map_err(send_problem)?,
         MessageType::Raw => app.host.write_raw(request.content.as_bytes()).map_err(|error| pty_problem(&error))?,
@@ -52,9 +48,9 @@ pub(super) async fn message(
 pub(super) async fn claim(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
-    body: Result<Bytes, BytesRejection>,
+    body: Body,
 ) -> Result<Json<Value>, Problem> {
-    let claim: Claim = parse(body)?;
+    let claim: Claim = parse(body).await?;
     claim.validate().map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-claim", error))?;
     if let Caller::Session(session) = caller
         && session != claim.session_id
@@ -83,13 +79,23 @@ pub(super) async fn claim(
     }
 }
 
-fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Problem> {
-    let bytes = body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "the body is larger than 1 MiB; upload a file")
+async fn parse<T: DeserializeOwned>(body: Body) -> Result<T, Problem> {
+    let mut stream = body.into_data_stream();
+    let (mut bytes, mut size) = (Vec::new(), 0);
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad-request", error))?;
+        size += chunk.len();
+        if size <= MAX_JSON_BYTES {
+            bytes.extend_from_slice(&chunk);
+        } else if size > MAX_DRAINED_BYTES {
+            break;
         }
-        status => Problem::new(status, "bad-request", rejection.body_text()),
-    })?;
+    }
+    // Only now: a client that is still writing would see a broken connection instead of the answer.
+    if size > MAX_JSON_BYTES {
+        let detail = "the body is larger than 1 MiB; send less, or upload a file";
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail));
+    }
     let value: Value = serde_json::from_slice(&bytes)
         .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad-request", format!("not JSON: {error}")))?;
     serde_json::from_value(value)

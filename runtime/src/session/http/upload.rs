@@ -18,9 +18,7 @@ use sha2::{Digest, Sha256};
 use super::{App, problem::Problem};
 
 /// Largest file, as in coder/agentapi.
-pub(super) const MAX_FILE_BYTES: usize = 10 * 1024 * 1024;
-/// Room for the multipart syntax around it.
-pub(super) const MULTIPART_OVERHEAD: usize = 64 * 1024;
+const MAX_FILE_BYTES: usize = 10 * 1024 * 1024;
 /// Folder below the working folder.
 const FOLDER: &str = "uploads";
 /// Longest file name that every file system takes.
@@ -57,12 +55,16 @@ async fn file_field(mut multipart: Multipart) -> Result<(String, Vec<u8>), Probl
             continue;
         }
         let name = file_name(field.file_name().unwrap_or_default());
-        let mut content = Vec::new();
+        let (mut content, mut size) = (Vec::new(), 0);
+        // Read to the end also when it is too large: a client that is still writing would see no answer.
         while let Some(chunk) = field.chunk().await.map_err(broken)? {
-            if content.len() + chunk.len() > MAX_FILE_BYTES {
-                return Err(too_large());
+            size += chunk.len();
+            if size <= MAX_FILE_BYTES {
+                content.extend_from_slice(&chunk);
             }
-            content.extend_from_slice(&chunk);
+        }
+        if size > MAX_FILE_BYTES {
+            return Err(too_large());
         }
         return Ok((name, content));
     }

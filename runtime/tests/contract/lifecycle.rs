@@ -1,0 +1,217 @@
+//! A session pod's life: claim, tokens, restart, the agent's end, transcript push, shutdown.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use super::support::{Pod, Session, Signer, until};
+use axum::{Json, Router, extract::State, http::HeaderMap, routing::put};
+use serde_json::{Value, json};
+
+const SECRET: &str = "hunter2-secret";
+
+async fn pod_with_key() -> (Pod, Session, Signer) {
+    let signer = Signer::new();
+    let pod = Pod::new().set("AGENTAPI_SESSION_PUBLIC_KEY", &signer.public);
+    let mut session = pod.start().await;
+    session.token = Some(signer.token("s1", "pod-1"));
+    (pod, session, signer)
+}
+
+#[tokio::test]
+async fn only_the_runtime_gets_in_and_only_for_the_session_that_has_the_pod() {
+    let (_pod, mut session, signer) = pod_with_key().await;
+    session.token = None;
+    for path in ["/status", "/messages", "/events", "/internal/screen"] {
+        assert_eq!(session.get(path).await.0, 401, "{path}");
+    }
+    for path in ["/message", "/upload", "/internal/claim"] {
+        assert_eq!(session.post(path, json!({})).await.0, 401, "{path}");
+    }
+    assert_eq!(session.get("/internal/live").await.0, 200);
+    session.token = Some(Signer::new().token("s1", "pod-1"));
+    assert_eq!(session.get("/status").await.0, 401);
+    session.token = Some(signer.token("s1", "pod-2"));
+    assert_eq!(session.get("/status").await.0, 403);
+    session.token = Some(signer.token("s1", "pod-1"));
+    assert_eq!(session.get("/status").await.0, 200);
+    // A token for one session does not claim for another.
+    assert_eq!(session.post("/internal/claim", json!({"sessionId": "s2"})).await.0, 403);
+    assert_eq!(session.post("/internal/claim", json!({"sessionId": "s1"})).await.0, 200);
+    session.token = Some(signer.token("s2", "pod-1"));
+    for path in ["/status", "/messages", "/events", "/internal/screen"] {
+        assert_eq!(session.get(path).await.0, 404, "{path}");
+    }
+    assert_eq!(session.post("/internal/claim", json!({"sessionId": "s2"})).await.0, 409);
+}
+
+#[tokio::test]
+async fn a_claim_brings_environment_and_prompt_once() {
+    let (pod, mut session, signer) = pod_with_key().await;
+    until("readiness", async || (session.get("/internal/ready").await.0 == 200).then_some(())).await;
+    assert_eq!(session.post("/internal/claim", json!({"sessionId": "s1", "env": {"AGENTAPI_X": "1"}})).await.0, 422);
+    let claim = json!({
+        "sessionId": "s1", "env": {"AGENT_NAME": "claimed", "API_KEY": SECRET},
+        "token": "pod-token-value", "initialPrompt": "first words",
+    });
+    assert_eq!(session.post("/internal/claim", claim.clone()).await.0, 200);
+    assert_eq!(session.post("/internal/claim", claim.clone()).await.0, 200);
+    session.stable().await;
+    let expected =
+        [(0, "agent", "Hello, I am claimed."), (1, "user", "first words"), (2, "agent", "You said: first words")];
+    let expected: Vec<_> =
+        expected.iter().map(|(id, role, text)| (*id, (*role).to_owned(), (*text).to_owned())).collect();
+    assert_eq!(session.messages().await, expected);
+    assert_eq!(session.ask("env API_KEY").await, format!("API_KEY={SECRET}"));
+
+    // Neither a restart nor another claim sends the prompt again; the environment comes back from the state folder.
+    assert_eq!(session.terminate().await, Some(0));
+    let logs = session.log_text();
+    for secret in [SECRET, "pod-token-value", "first words", session.token.as_ref().unwrap()] {
+        assert!(!logs.contains(secret), "{secret} is in the log");
+    }
+    let mut session = pod.start().await;
+    session.token = Some(signer.token("s1", "pod-1"));
+    assert_eq!(session.post("/internal/claim", claim).await.0, 200);
+    session.stable().await;
+    assert_eq!(session.messages().await[..3], expected);
+    assert_eq!(session.ask("env API_KEY").await, format!("API_KEY={SECRET}"));
+    let messages = session.messages().await;
+    assert_eq!(messages.iter().filter(|message| message.2 == "first words").count(), 1);
+    assert_eq!(messages.iter().map(|message| message.0).collect::<Vec<_>>(), (0..7).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_mounted_secret_is_a_claim() {
+    let signer = Signer::new();
+    let pod = Pod::new().set("AGENTAPI_SESSION_PUBLIC_KEY", &signer.public);
+    let session_json =
+        json!({"id": "s9", "organization": "acme", "workspace": "web", "initialPrompt": "from the secret"});
+    std::fs::write(pod.path("secret/session.json"), session_json.to_string()).unwrap();
+    std::fs::write(pod.path("secret/env.json"), json!({"AGENT_NAME": "cold"}).to_string()).unwrap();
+    std::fs::write(pod.path("secret/token"), "t").unwrap();
+    let mut session = pod.start().await;
+    session.token = Some(signer.token("s1", "pod-1"));
+    assert_eq!(session.get("/status").await.0, 404);
+    session.token = Some(signer.token("s9", "pod-1"));
+    session.stable().await;
+    let messages = session.messages().await;
+    assert_eq!(messages[0].2, "Hello, I am cold.");
+    assert_eq!(messages[2].2, "You said: from the secret");
+}
+
+#[tokio::test]
+async fn a_killed_container_goes_on_where_it_was() {
+    let pod = Pod::new();
+    let mut session = pod.start().await;
+    session.ask("before").await;
+    let before = session.messages().await;
+    until("the saved answer", async || {
+        let saved = std::fs::read_to_string(pod.path("state/state.json")).ok()?;
+        saved.contains("You said: before").then_some(())
+    })
+    .await;
+    session.child.kill().await.unwrap();
+    let session = pod.start().await;
+    session.stable().await;
+    assert_eq!(session.messages().await, before);
+    assert_eq!(session.ask("after").await, "You said: after");
+    assert_eq!(session.messages().await[..3], before);
+    assert_eq!(session.messages().await[4].0, 4);
+}
+
+#[tokio::test]
+async fn the_end_of_the_agent_is_told_and_ends_the_container() {
+    let pod = Pod::new();
+    let mut session = pod.start().await;
+    session.stable().await;
+    let mut events = session.events("/events", None).await;
+    assert_eq!(session.post("/message", json!({"content": "quit 7\r", "type": "raw"})).await.0, 200);
+    let error = events.until(|event| event.name == "agent_error").await.pop().unwrap();
+    assert_eq!(error.data["level"], "error");
+    assert!(error.data["message"].as_str().unwrap().contains("code 7"), "{error:?}");
+    assert!(error.data["time"].is_string());
+    assert_eq!(session.exit().await, Some(1));
+    until("the code in the log", async || session.log_text().contains("\"code\":7").then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_stubborn_agent_and_its_children_are_gone_in_time() {
+    let script = "trap '' HUP TERM; sleep 1000 & echo \"child $!\"; while :; do sleep 1; done";
+    let pod = Pod::with_command(&["bash", "-c", script]);
+    let mut session = pod.start().await;
+    let child =
+        until("the child's pid", async || session.messages().await[0].2.strip_prefix("child ").map(str::to_owned))
+            .await;
+    assert!(std::path::Path::new(&format!("/proc/{child}")).exists());
+    let start = Instant::now();
+    assert_eq!(session.terminate().await, Some(0));
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    let ended = async || {
+        let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        (stat.is_empty() || stat.contains(") Z ")).then_some(())
+    };
+    until("the child's end", ended).await;
+}
+
+#[tokio::test]
+async fn open_streams_end_with_the_host() {
+    let pod = Pod::new();
+    let mut session = pod.start().await;
+    let mut events = session.events("/events", None).await;
+    let mut screens = session.events("/internal/screen", None).await;
+    let start = Instant::now();
+    assert_eq!(session.terminate().await, Some(0));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    while events.next().await.is_some() {}
+    while screens.next().await.is_some() {}
+}
+
+type Pushes = Arc<Mutex<Vec<(String, Value)>>>;
+
+#[tokio::test]
+async fn the_transcript_reaches_a_runtime_that_was_away() {
+    async fn receive(State(pushes): State<Pushes>, headers: HeaderMap, Json(body): Json<Value>) -> http::StatusCode {
+        let mut pushes = pushes.lock().unwrap();
+        pushes.push((headers["authorization"].to_str().unwrap().to_owned(), body));
+        // The first pushes fail.
+        if pushes.len() <= 2 { http::StatusCode::SERVICE_UNAVAILABLE } else { http::StatusCode::NO_CONTENT }
+    }
+    let pushes = Pushes::default();
+    let app = Router::new().route("/internal/v1/sessions/s1/messages", put(receive)).with_state(pushes.clone());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+
+    let signer = Signer::new();
+    let pod = Pod::new().set("AGENTAPI_SESSION_PUBLIC_KEY", &signer.public).set("AGENTAPI_RUNTIME_INTERNAL_URL", &url);
+    let mut session = pod.start().await;
+    session.token = Some(signer.token("s1", "pod-1"));
+    assert_eq!(session.post("/internal/claim", json!({"sessionId": "s1", "token": "pod-token"})).await.0, 200);
+    session.ask("keep this").await;
+    let has_all = async || {
+        let pushes = pushes.lock().unwrap();
+        let mut contents = pushes.iter().skip(2).flat_map(|push| push.1["messages"].as_array().unwrap().clone());
+        let last = contents.find(|message| message["content"] == "You said: keep this")?;
+        let stable = pushes.last().is_some_and(|push| push.1["status"] == "stable");
+        stable.then_some(last)
+    };
+    let message = until("the transcript", has_all).await;
+    assert_eq!((&message["id"], &message["role"]), (&json!(2), &json!("agent")));
+    assert!(message["time"].is_string());
+    assert!(pushes.lock().unwrap().iter().all(|push| push.0 == "Bearer pod-token"));
+    // What is stable is not pushed again.
+    let count = pushes.lock().unwrap().len();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(pushes.lock().unwrap().len(), count);
+}
+
+#[tokio::test]
+async fn a_wrong_command_is_an_error_that_helps() {
+    let pod = Pod::with_command(&["/no/such/agent"]);
+    let mut session = pod.start().await;
+    assert_eq!(session.exit().await, Some(1));
+    let told = |logs: &str| logs.contains("/no/such/agent") && logs.contains("agent command");
+    until("the reason in the log", async || told(&session.log_text()).then_some(())).await;
+}

@@ -1,0 +1,6 @@
+//! The contract of a session pod, on the real binary with a small real agent.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod conversation;
+mod lifecycle;
+mod support;
