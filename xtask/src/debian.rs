@@ -51,8 +51,9 @@ pub(crate) fn unpacked(name: &str, package: &str) -> Result<PathBuf> {
         }
         let mut download = Command::new("apt-get");
         download.current_dir(folder.path()).args(["download", "-qq", package]);
-        sh::logged(&mut download, &logs.join("apt-download.log"))
-            .with_context(|| format!("{name} is not on PATH; install it, for example with apt-get install {package}"))?;
+        sh::logged(&mut download, &logs.join("apt-download.log")).with_context(|| {
+            format!("{name} is not on PATH; install it, for example with apt-get install {package}")
+        })?;
         for file in std::fs::read_dir(folder.path())? {
             sh::output(Command::new("dpkg-deb").arg("-x").arg(file?.path()).arg(folder.path().join("root")))?;
         }
