@@ -24,7 +24,9 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 mod tenant;
+mod world;
 pub use tenant::{Organization, User, become_tenant};
+pub use world::World;
 
 /// How to start a [`Server`].
 #[derive(Clone, Copy, Debug, Default)]
