@@ -23,6 +23,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
+pub mod catalogue;
 mod tenant;
 mod world;
 pub use tenant::{Organization, User, become_tenant};
