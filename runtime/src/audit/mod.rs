@@ -1,5 +1,7 @@
 //! What is recorded about a change, and who made it. The rows themselves are `store::audit`. Imports nothing.
 
+pub mod chain;
+
 use serde_json::Value;
 
 /// Who or what made a change, from where.

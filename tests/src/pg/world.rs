@@ -51,18 +51,18 @@ impl World {
         };
         for organization in [&acme, &globex] {
             let slug = &organization.slug;
-            world.name(slug, organization.id);
+            world.name(slug, &organization.id);
             world.name(&format!("{slug}.slug"), slug);
             world.name(&format!("{slug}.role"), &organization.role);
-            world.name(&format!("{slug}.main"), organization.workspace);
+            world.name(&format!("{slug}.main"), &organization.workspace);
             for thing in ["api", "spare"] {
-                world.name(&format!("{slug}.{thing}"), Uuid::new_v4());
+                world.name(&format!("{slug}.{thing}"), &Uuid::new_v4());
             }
         }
         // Carol is what alice is called at globex.
         for (name, user) in [("alice", &acme.alice), ("bob", &acme.bob), ("carol", &globex.alice)] {
-            world.name(name, user.id);
-            world.name(&format!("{name}.session"), Uuid::now_v7());
+            world.name(name, &user.id);
+            world.name(&format!("{name}.session"), &Uuid::now_v7());
         }
         world.rows_of_the_operator().await?;
         world.rows_of_tenants(&acme, &["alice", "bob"]).await?;
@@ -70,7 +70,7 @@ impl World {
         Ok(world)
     }
 
-    fn name(&mut self, name: &str, value: impl ToString) {
+    fn name(&mut self, name: &str, value: &dyn ToString) {
         self.names.insert(name.to_owned(), value.to_string());
     }
 
