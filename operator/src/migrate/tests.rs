@@ -29,3 +29,11 @@ fn passwords_are_decoded() {
     assert_eq!(percent_decode("a%2"), None);
     assert_eq!(percent_decode("a%zz"), None);
 }
+
+/// Two people who add a migration at the same time get the same number, and only a real run would notice.
+#[test]
+fn every_migration_has_its_own_number() {
+    let versions: Vec<i64> = MIGRATOR.iter().map(|m| m.version).collect();
+    let wanted: Vec<i64> = (1..).take(versions.len()).collect();
+    assert_eq!(versions, wanted, "rename the newer file in migrations/ to the next free number");
+}
