@@ -160,6 +160,28 @@ fn environment_takes_secrets_by_reference_and_only_what_the_part_needs() {
 }
 
 #[test]
+fn every_variable_is_one_that_the_program_reads() {
+    let sources = |folder: &str| {
+        let files = fs::read_dir(repository(folder)).unwrap().map(|file| file.unwrap().path());
+        files.filter(|file| file.is_file()).map(|file| fs::read_to_string(file).unwrap()).collect::<String>()
+    };
+    let (operator, runtime) = (sources("operator/src"), sources("runtime/src"));
+    let objects = render(ALL_ON).unwrap();
+    for (pod, template) in pod_templates(&objects) {
+        let source = match pod {
+            "agentapi-operator" => &operator,
+            "agentapi-runtime" => &runtime,
+            _ => continue,
+        };
+        // RUST_LOG is read by tracing-subscriber itself.
+        let names = containers(template).flat_map(|container| items(&container["env"])).map(|v| v["name"].as_str());
+        for name in names.map(Option::unwrap).filter(|name| *name != "RUST_LOG") {
+            assert!(source.contains(&format!("\"{name}\"")), "{pod} reads no {name}");
+        }
+    }
+}
+
+#[test]
 fn selectors_select() {
     let objects = render(ALL_ON).unwrap();
     let templates = pod_templates(&objects);

@@ -1,0 +1,182 @@
+//! What a stolen ServiceAccount token of the operator or the runtime can do in a cluster with the chart and the tenant
+//! acme: the work of its owner, and nothing beyond. Impersonation takes the place of the theft.
+#![cfg(feature = "cluster")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use agentapi_crds::names::{
+    SECRET_DATA_KEY, SECRET_DATABASE, SECRET_POSTGRES, SECRET_SESSION_SIGNING, SYSTEM_NAMESPACE,
+};
+use agentapi_tests::cluster::Cluster;
+use serde_json::{Value, json};
+
+const TENANT: &str = "agentapi-acme";
+/// Words of the API server when RBAC or an admission policy refuses.
+const REFUSALS: &[&str] = &["forbidden", "Forbidden", "ValidatingAdmissionPolicy"];
+
+struct Thief {
+    cluster: Cluster,
+    identity: String,
+}
+
+impl Thief {
+    fn of(account: &str) -> Self {
+        let identity = format!("--as=system:serviceaccount:{SYSTEM_NAMESPACE}:{account}");
+        Self { cluster: Cluster::connect().unwrap(), identity }
+    }
+
+    fn run(&self, args: &[&str], stdin: &str) -> Result<String, String> {
+        let out = self.cluster.try_kubectl(&[&[self.identity.as_str()], args].concat(), stdin).unwrap();
+        if out.ok { Ok(out.stdout) } else { Err(out.stderr) }
+    }
+
+    #[track_caller]
+    fn refused(&self, args: &[&str]) {
+        self.refused_object(args, &Value::Null);
+    }
+
+    #[track_caller]
+    fn refused_object(&self, args: &[&str], object: &Value) {
+        match self.run(args, &object.to_string()) {
+            Ok(out) => panic!("kubectl {} {object} worked: {out}", args.join(" ")),
+            Err(why) => assert!(REFUSALS.iter().any(|word| why.contains(word)), "refused for another reason: {why}"),
+        }
+    }
+
+    #[track_caller]
+    fn allowed(&self, args: &[&str], object: &Value) {
+        if let Err(why) = self.run(args, &object.to_string()) {
+            panic!("kubectl {} {object}: {why}", args.join(" "));
+        }
+    }
+}
+
+/// Dry runs pass admission like real requests and leave nothing behind.
+const CREATE: &[&str] = &["create", "--dry-run=server", "-f", "-"];
+/// A server-side apply reads nothing beforehand: one PATCH, whose answer would hold the object.
+const PATCH: &[&str] = &["apply", "--server-side", "--force-conflicts", "--dry-run=server", "-o", "json", "-f", "-"];
+
+fn secret(namespace: &str, name: &str) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": name, "namespace": namespace } })
+}
+
+fn session_pod(change: impl FnOnce(&mut Value)) -> Value {
+    let mut pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "s-attack", "namespace": TENANT, "labels": { "app.kubernetes.io/component": "session" },
+        },
+        "spec": {
+            "serviceAccountName": "session",
+            "automountServiceAccountToken": false,
+            "securityContext": {
+                "runAsNonRoot": true, "runAsUser": 10001, "seccompProfile": { "type": "RuntimeDefault" },
+            },
+            "containers": [{
+                "name": "agent",
+                "image": "agentapi.dev/session-claude:dev",
+                "securityContext": { "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } },
+                "resources": {
+                    "requests": { "cpu": "10m", "memory": "16Mi" }, "limits": { "cpu": "10m", "memory": "16Mi" },
+                },
+            }],
+            "volumes": [{ "name": "session", "secret": { "secretName": "s-attack-session", "optional": true } }],
+        },
+    });
+    change(&mut pod);
+    pod
+}
+
+#[test]
+fn the_runtimes_token_reads_no_key() {
+    let runtime = Thief::of("agentapi-runtime");
+    runtime.allowed(CREATE, &secret(TENANT, "s-attack-session"));
+    for name in [SECRET_DATA_KEY, SECRET_DATABASE, "a-secret-of-the-team"] {
+        runtime.refused(&["-n", TENANT, "get", "secret", name]);
+        runtime.refused_object(PATCH, &secret(TENANT, name));
+        runtime.refused_object(CREATE, &secret(TENANT, name));
+        runtime.refused(&["-n", TENANT, "delete", "secret", name, "--dry-run=server"]);
+    }
+    runtime.refused(&["-n", TENANT, "get", "secrets"]);
+    for name in [SECRET_SESSION_SIGNING, SECRET_POSTGRES] {
+        runtime.refused(&["-n", SYSTEM_NAMESPACE, "get", "secret", name]);
+        runtime.refused_object(PATCH, &secret(SYSTEM_NAMESPACE, name));
+    }
+}
+
+#[test]
+fn the_runtimes_token_makes_no_pod_but_a_session_pod() {
+    let runtime = Thief::of("agentapi-runtime");
+    runtime.allowed(CREATE, &session_pod(|_| ()));
+    let attacks: &[fn(&mut Value)] = &[
+        |pod| pod["metadata"]["labels"] = json!({}),
+        |pod| pod["spec"]["serviceAccountName"] = json!("default"),
+        |pod| pod["spec"]["automountServiceAccountToken"] = json!(true),
+        |pod| pod["spec"]["volumes"][0]["secret"]["secretName"] = json!(SECRET_DATA_KEY),
+        |pod| {
+            pod["spec"]["volumes"][0] =
+                json!({ "name": "p", "projected": { "sources": [{ "secret": { "name": SECRET_DATA_KEY } }] } })
+        },
+        |pod| pod["spec"]["containers"][0]["envFrom"] = json!([{ "secretRef": { "name": SECRET_DATABASE } }]),
+        |pod| {
+            let reference = json!({ "secretKeyRef": { "name": SECRET_DATA_KEY, "key": "key" } });
+            pod["spec"]["containers"][0]["env"] = json!([{ "name": "KEY", "valueFrom": reference }]);
+        },
+        |pod| pod["spec"]["volumes"][0] = json!({ "name": "h", "hostPath": { "path": "/" } }),
+        |pod| pod["spec"]["hostNetwork"] = json!(true),
+        |pod| pod["metadata"]["namespace"] = json!("kube-system"),
+        |pod| pod["metadata"]["namespace"] = json!(SYSTEM_NAMESPACE),
+    ];
+    for attack in attacks {
+        runtime.refused_object(CREATE, &session_pod(*attack));
+    }
+    runtime.refused(&["-n", SYSTEM_NAMESPACE, "get", "pods"]);
+    runtime.refused(&["get", "pods", "-A"]);
+    runtime.refused(&["get", "namespaces"]);
+}
+
+#[test]
+fn the_operators_token_stays_in_tenants_namespaces() {
+    let operator = Thief::of("agentapi-operator");
+    let namespace = |name: &str| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
+    operator.allowed(CREATE, &namespace("agentapi-attack"));
+    operator.refused_object(CREATE, &namespace("somewhere-else"));
+    for name in ["team-acme", "kube-public", SYSTEM_NAMESPACE] {
+        operator.refused(&["delete", "namespace", name, "--dry-run=server"]);
+        operator.refused_object(PATCH, &namespace(name));
+    }
+    for namespace in ["kube-system", SYSTEM_NAMESPACE, "team-acme"] {
+        operator.refused(&["-n", namespace, "get", "secrets"]);
+    }
+    operator.refused(&["-n", TENANT, "get", "secret", "a-secret-of-the-team"]);
+    operator.refused(&["get", "secrets", "-A"]);
+}
+
+#[test]
+fn the_operators_token_binds_only_the_tenants_roles_and_only_to_our_accounts() {
+    let operator = Thief::of("agentapi-operator");
+    let binding = |namespace: &str, role: &str, account: &str, home: &str| {
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": { "name": "attack", "namespace": namespace },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role },
+            "subjects": [{ "kind": "ServiceAccount", "name": account, "namespace": home }],
+        })
+    };
+    operator.allowed(CREATE, &binding(TENANT, "agentapi-runtime-tenant", "agentapi-runtime", SYSTEM_NAMESPACE));
+    for (namespace, role, home) in [
+        (TENANT, "cluster-admin", SYSTEM_NAMESPACE),
+        (TENANT, "edit", SYSTEM_NAMESPACE),
+        (TENANT, "agentapi-runtime-tenant", "team-acme"),
+        ("kube-system", "agentapi-runtime-tenant", SYSTEM_NAMESPACE),
+        (SYSTEM_NAMESPACE, "agentapi-operator-tenant", SYSTEM_NAMESPACE),
+        ("team-acme", "agentapi-operator-tenant", SYSTEM_NAMESPACE),
+    ] {
+        operator.refused_object(CREATE, &binding(namespace, role, "default", home));
+    }
+    let mut cluster_wide = binding(TENANT, "agentapi-runtime-tenant", "agentapi-runtime", SYSTEM_NAMESPACE);
+    cluster_wide["kind"] = json!("ClusterRoleBinding");
+    cluster_wide["metadata"] = json!({ "name": "attack" });
+    operator.refused_object(CREATE, &cluster_wide);
+}
