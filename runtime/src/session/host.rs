@@ -41,20 +41,6 @@ pub enum StartError {
     Interrupted,
 }
 
-/// The pod belongs to another session.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ClaimRefused {
-    /// Another session has it.
-    #[error("this pod belongs to another session; claim another pod")]
-    Taken,
-    /// The claim could not be saved.
-    #[error(transparent)]
-    State(#[from] super::state::StateError),
-    /// The agent does not start with this environment.
-    #[error(transparent)]
-    Start(#[from] StartError),
-}
-
 /// What requests read and the tracker writes.
 pub(super) struct Inner {
     pub(super) conversation: Conversation,
@@ -70,7 +56,7 @@ pub(super) struct Inner {
     pub(super) token: Option<SecretString>,
     pub(super) prompt: Option<String>,
     pub(super) prompt_state: PromptState,
-    env: BTreeMap<String, String>,
+    pub(super) env: BTreeMap<String, String>,
     /// Counts agent processes, so that the end of an earlier one is not taken for the end of this one.
     generation: u64,
     pub(super) process: Option<Arc<AgentProcess>>,
@@ -89,10 +75,10 @@ pub(super) struct Host {
     pub(super) changes: watch::Sender<u64>,
     pub(super) dirty: Arc<Notify>,
     inner: Mutex<Inner>,
-    claiming: tokio::sync::Mutex<()>,
+    pub(super) claiming: tokio::sync::Mutex<()>,
     saving: tokio::sync::Mutex<()>,
     failure: watch::Sender<Option<Exit>>,
-    state_dir: StateDir,
+    pub(super) state_dir: StateDir,
 }
 
 impl Host {
@@ -220,39 +206,6 @@ impl Host {
         self.process()?.write(bytes)
     }
 
-    /// Gives the pod to a session. Again for the same session is fine.
-    pub(super) async fn claim(self: &Arc<Self>, claim: Claim) -> Result<(), ClaimRefused> {
-        let _one_at_a_time = self.claiming.lock().await;
-        match self.session_id() {
-            Some(id) if id == claim.session_id => return Ok(()),
-            Some(_) => return Err(ClaimRefused::Taken),
-            None => {}
-        }
-        self.state_dir.save_claim(&claim)?;
-        let needs_restart = {
-            let mut inner = self.lock();
-            inner.session_id = Some(claim.session_id.clone());
-            inner.token.clone_from(&claim.token);
-            if let Some(prompt) = claim.initial_prompt.as_ref().filter(|prompt| !prompt.trim().is_empty()) {
-                inner.prompt = Some(prompt.clone());
-                inner.prompt_state = PromptState::Pending;
-            }
-            let env = claim.plain_env();
-            let differs = env != inner.env;
-            inner.env = env;
-            self.refresh(&mut inner);
-            self.changes.send_modify(|count| *count += 1);
-            differs
-        };
-        tracing::info!(session = claim.session_id, needs_restart, "claimed");
-        if needs_restart {
-            self.start_agent().await?;
-        }
-        self.persist().await;
-        self.spawn_initial_prompt();
-        Ok(())
-    }
-
     /// Ends the agent.
     pub(super) async fn stop(&self) {
         self.persist().await;
@@ -266,6 +219,7 @@ impl Host {
         if let Some(process) = process {
             process.stop().await;
         }
+        self.persist().await;
     }
 
     /// Saves the conversation now.
@@ -312,7 +266,7 @@ impl Host {
         self.lock().process.clone().ok_or(PtyError::Input)
     }
 
-    async fn start_agent(self: &Arc<Self>) -> Result<(), StartError> {
+    pub(super) async fn start_agent(self: &Arc<Self>) -> Result<(), StartError> {
         let (old, generation, env, begun) = {
             let mut inner = self.lock();
             inner.generation += 1;
@@ -323,7 +277,8 @@ impl Host {
         };
         self.ready.send_replace(false);
         if let Some(old) = old {
-            old.stop().await;
+            // An agent that nobody has talked to has nothing to save, and the claim is waiting.
+            if begun { old.stop().await } else { old.kill().await }
         }
         let (config, profile, dirty) = (self.config.clone(), self.profile.clone(), Arc::clone(&self.dirty));
         let process = tokio::task::spawn_blocking(move || prepare_and_start(&config, &profile, &env, begun, dirty))

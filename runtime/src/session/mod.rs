@@ -4,6 +4,7 @@
 
 mod agents;
 mod claim;
+mod claiming;
 mod config;
 mod events;
 mod format;
@@ -122,16 +123,16 @@ async fn serve(config: SessionConfig, shutdown: CancellationToken) -> Result<(),
     match &exit {
         None => {
             tracing::info!("stopping");
-            host.stop().await;
+            tokio::join!(host.stop(), sync::push_last(&host));
         }
-        Some(_) => tokio::time::sleep(LAST_EVENTS).await,
+        Some(_) => {
+            tokio::join!(host.persist(), sync::push_last(&host), tokio::time::sleep(LAST_EVENTS));
+        }
     }
-    host.persist().await;
     serving.cancel();
     if tokio::time::timeout(DRAIN, &mut server).await.is_err() {
         server.abort();
     }
-    sync::push_last(&host).await;
     tasks.wait().await;
     exit.map_or(Ok(()), |exit| Err(Error::AgentExited { code: exit.code, signal: exit.signal }))
 }

@@ -166,7 +166,13 @@ impl AgentProcess {
             tracing::warn!(pid = self.pid, "the agent did not end when asked; killing it");
         }
         // Also when the agent itself is gone: tools that it started may not be.
+        self.kill().await;
+    }
+
+    /// Ends the agent's whole process group at once.
+    pub(super) async fn kill(&self) {
         self.signal(Signal::KILL);
+        let mut exit = self.exit.clone();
         if tokio::time::timeout(KILL_GRACE, exit.wait_for(Option::is_some)).await.is_err() {
             tracing::error!(pid = self.pid, "the agent is still there after SIGKILL");
         }

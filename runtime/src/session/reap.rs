@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::{Pid, WaitOptions, set_child_subreaper, waitpid};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -11,6 +11,10 @@ use super::host::Host;
 
 /// Collects ended children other than the agent until it is cancelled.
 pub(super) async fn reap_orphans(host: Arc<Host>, stop: CancellationToken) {
+    // Outside a container the orphans would go to the machine's first process.
+    if let Err(error) = set_child_subreaper(Some(rustix::process::getpid())) {
+        tracing::warn!(%error, "orphans of the agent are not collected");
+    }
     let mut ended = match signal(SignalKind::child()) {
         Ok(ended) => ended,
         Err(error) => {

@@ -13,6 +13,8 @@ use super::{events::Status, host::Host, messages::Message};
 
 /// Changes are collected for this long before they are pushed.
 const DEBOUNCE: Duration = Duration::from_millis(500);
+/// Text in one push.
+const PART_BYTES: usize = 4 * 1024 * 1024;
 /// One push may take this long.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(10);
 /// The last push, when the pod ends, may take this long.
@@ -27,6 +29,8 @@ struct Transcript<'a> {
 }
 
 enum PushError {
+    /// Only a part was pushed.
+    More,
     /// Try again soon.
     Temporary(String),
     /// The runtime does not want it.
@@ -58,6 +62,16 @@ impl Pusher {
         let status = host.status();
         let mut messages = host.messages();
         messages.retain(|message| self.pushed.get(&message.id) != Some(&message.time));
+        // A long conversation goes in parts; the next part follows at once.
+        let mut size = 0;
+        let part = messages.iter().position(|message| {
+            size += message.content.len();
+            size > PART_BYTES
+        });
+        let more = part.is_some_and(|first_left| {
+            messages.truncate(first_left.max(1));
+            true
+        });
         if messages.is_empty() && self.pushed_status == Some(status) {
             return Ok(());
         }
@@ -73,7 +87,7 @@ impl Pusher {
             200..=299 => {
                 self.pushed.extend(messages.iter().map(|message| (message.id, message.time)));
                 self.pushed_status = Some(status);
-                Ok(())
+                if more { Err(PushError::More) } else { Ok(()) }
             }
             code @ (400 | 401 | 403 | 404 | 409 | 410 | 413 | 422) => Err(PushError::Refused(code)),
             code => Err(PushError::Temporary(format!("status {code}"))),
@@ -122,6 +136,8 @@ pub(super) async fn push_on_change(host: Arc<Host>, stop: CancellationToken) {
             let pause = match stop.run_until_cancelled(pusher.push(&host)).await {
                 None => return,
                 Some(Ok(())) => break,
+                Some(Err(PushError::More)) => continue,
+                Some(Err(PushError::Refused(401))) if host.reload_token() => continue,
                 Some(Err(PushError::Refused(code))) => {
                     tracing::warn!(code, "the runtime refused the transcript");
                     REFUSED_PAUSE
@@ -143,7 +159,7 @@ pub(super) async fn push_on_change(host: Arc<Host>, stop: CancellationToken) {
 pub(super) async fn push_last(host: &Host) {
     let Ok(mut pusher) = Pusher::new() else { return };
     match tokio::time::timeout(LAST_PUSH, pusher.push(host)).await {
-        Ok(Ok(())) => {}
+        Ok(Ok(()) | Err(PushError::More)) => {}
         Ok(Err(PushError::Refused(code))) => tracing::warn!(code, "the runtime refused the last transcript"),
         Ok(Err(PushError::Temporary(reason))) => tracing::warn!(reason, "the last transcript was not pushed"),
         Err(_) => tracing::warn!("the last transcript was not pushed in time"),

@@ -149,10 +149,21 @@ async fn a_stubborn_agent_and_its_children_are_gone_in_time() {
     assert_eq!(session.terminate().await, Some(0));
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     let ended = async || {
-        let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-        (stat.is_empty() || stat.contains(") Z ")).then_some(())
+        let status = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        (status.is_empty() || status.contains(") Z ")).then_some(())
     };
     until("the child's end", ended).await;
+}
+
+#[tokio::test]
+async fn orphans_of_the_agent_are_collected() {
+    let pod = Pod::new();
+    let session = pod.start().await;
+    let host = session.child.id().unwrap();
+    let pid: u32 = session.ask("orphan").await.parse().unwrap();
+    until("the orphan to be gone", async || (!std::path::Path::new(&format!("/proc/{pid}")).exists()).then_some(()))
+        .await;
+    assert!(std::path::Path::new(&format!("/proc/{host}")).exists());
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{App, Caller, MAX_DRAINED_BYTES, problem::Problem};
-use crate::session::{claim::Claim, host::ClaimRefused, pty::PtyError, send::SendError};
+use crate::session::{claim::Claim, claiming::ClaimRefused, pty::PtyError, send::SendError};
 
 /// Largest body of a message or claim.
 const MAX_JSON_BYTES: usize = 1024 * 1024;

@@ -1,0 +1,86 @@
+//! Gives a pod to a session, once: saves the claim, then hands environment, token and prompt to the host.
+
+use std::sync::Arc;
+
+use secrecy::ExposeSecret;
+
+use super::{
+    claim::Claim,
+    host::{Host, StartError},
+    state::{PromptState, StateError},
+};
+
+/// The pod belongs to another session.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClaimRefused {
+    /// Another session has it.
+    #[error("this pod belongs to another session; claim another pod")]
+    Taken,
+    /// The claim could not be saved.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The agent does not start with this environment.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+impl Host {
+    /// Gives the pod to a session. Again for the same session is fine.
+    pub(super) async fn claim(self: &Arc<Self>, claim: Claim) -> Result<(), ClaimRefused> {
+        let _one_at_a_time = self.claiming.lock().await;
+        match self.session_id() {
+            Some(id) if id == claim.session_id => return self.renew(claim),
+            Some(_) => return Err(ClaimRefused::Taken),
+            None => {}
+        }
+        self.state_dir.save_claim(&claim)?;
+        let needs_restart = {
+            let mut inner = self.lock();
+            inner.session_id = Some(claim.session_id.clone());
+            inner.token.clone_from(&claim.token);
+            if let Some(prompt) = claim.initial_prompt.as_ref().filter(|prompt| !prompt.trim().is_empty()) {
+                inner.prompt = Some(prompt.clone());
+                inner.prompt_state = PromptState::Pending;
+            }
+            let env = claim.plain_env();
+            let differs = env != inner.env;
+            inner.env = env;
+            self.refresh(&mut inner);
+            self.changes.send_modify(|count| *count += 1);
+            differs
+        };
+        tracing::info!(session = claim.session_id, needs_restart, "claimed");
+        if needs_restart {
+            self.start_agent().await?;
+        }
+        self.persist().await;
+        self.spawn_initial_prompt();
+        Ok(())
+    }
+
+    /// The same session again: only a new token is news.
+    fn renew(&self, claim: Claim) -> Result<(), ClaimRefused> {
+        if let Some(token) = &claim.token {
+            let known = self.lock().token.as_ref().is_some_and(|known| known.expose_secret() == token.expose_secret());
+            if !known {
+                self.state_dir.save_claim(&claim)?;
+                self.lock().token = claim.token;
+                self.changes.send_modify(|count| *count += 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a renewed token from the mounted Secret. True when there is one.
+    pub(super) fn reload_token(&self) -> bool {
+        let Some(folder) = self.config.secret_dir.as_deref() else { return false };
+        let Ok(Some(claim)) = Claim::from_secret_dir(folder) else { return false };
+        let mut inner = self.lock();
+        let Some(token) = claim.token.filter(|_| inner.session_id.as_ref() == Some(&claim.session_id)) else {
+            return false;
+        };
+        let renewed = inner.token.as_ref().is_none_or(|known| known.expose_secret() != token.expose_secret());
+        inner.token = Some(token);
+        renewed
+    }
+}
