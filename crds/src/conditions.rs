@@ -29,6 +29,8 @@ pub mod reason {
     pub const WORKSPACE_NOT_FOUND: &str = "WorkspaceNotFound";
     /// Another object of the same organization has the name already.
     pub const NAME_CONFLICT: &str = "NameConflict";
+    /// The Organization has as many Workspaces as its quota admits.
+    pub const QUOTA_EXCEEDED: &str = "QuotaExceeded";
     /// Another Organization has the same issuer and claim value already.
     pub const IDENTITY_CONFLICT: &str = "IdentityConflict";
     /// The namespace that the organization needs belongs to somebody else.

@@ -117,9 +117,15 @@ impl Context {
     where
         K: Resource<DynamicType = ()>,
     {
+        let mut told: Vec<(&str, &str)> = Vec::new();
         for condition in status::transitions(old, new) {
+            // Two conditions often change for one reason; people want to read it once.
+            if told.contains(&(&condition.reason, &condition.message)) {
+                continue;
+            }
+            told.push((&condition.reason, &condition.message));
             let event = Event {
-                type_: if condition.status == "False" { EventType::Warning } else { EventType::Normal },
+                type_: if status::is_worrying(condition) { EventType::Warning } else { EventType::Normal },
                 reason: condition.reason.clone(),
                 note: Some(shorten(&condition.message)).filter(|note| !note.is_empty()),
                 action: condition.type_.clone(),

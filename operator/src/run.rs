@@ -65,7 +65,11 @@ enum Turn {
 
 async fn wait_for_turn(elector: &mut Elector, health: &Health, stop: &CancellationToken) -> Turn {
     loop {
-        match elector.attempt().await {
+        let attempt = tokio::select! {
+            () = stop.cancelled() => return Turn::Stopped,
+            attempt = elector.attempt() => attempt,
+        };
+        match attempt {
             Ok(Outcome::Leading) => {
                 health.set_ready(true);
                 return Turn::Ours;

@@ -1,5 +1,6 @@
 //! Merging conditions: `lastTransitionTime` moves only when `status` changes, and an equal status is
 //! not written at all. Pure.
+use agentapi_crds::conditions::reason;
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
@@ -82,11 +83,17 @@ pub fn transitions<'a>(old: &[Condition], new: &'a [Condition]) -> Vec<&'a Condi
         .collect()
 }
 
+/// Something to look at, and not just work that is under way?
+pub fn is_worrying(condition: &Condition) -> bool {
+    condition.status == "False"
+        && ![reason::PROGRESSING, reason::ORGANIZATION_NOT_READY, reason::DELETING].contains(&condition.reason.as_str())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use agentapi_crds::conditions::{READY, reason};
+    use agentapi_crds::conditions::READY;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
@@ -117,6 +124,14 @@ mod tests {
         let merged = merge(&foreign, &[Saying::yes(READY, reason::RECONCILED, "")], None, at(2));
         assert_eq!(merged.len(), 2);
         assert!(merged.iter().any(|condition| condition.type_ == "IsolationVerified"));
+    }
+
+    #[test]
+    fn work_under_way_is_no_reason_to_worry() {
+        let shown = |saying: Saying| is_worrying(&merge(&[], &[saying], None, at(1))[0]);
+        assert!(shown(Saying::no(READY, reason::NAME_CONFLICT, "")));
+        assert!(!shown(Saying::no(READY, reason::PROGRESSING, "")));
+        assert!(!shown(Saying::yes(READY, reason::RECONCILED, "")));
     }
 
     #[test]

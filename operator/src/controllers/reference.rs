@@ -1,7 +1,7 @@
 //! May an object of this namespace belong to that Organization? Pure, over what the watches have seen.
 use agentapi_crds::{
     Organization,
-    conditions::{NAMESPACE_READY, reason},
+    conditions::{DATABASE_READY, NAMESPACE_READY, reason},
     organization::AllowedNamespaces,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -23,6 +23,17 @@ impl Refusal {
     pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
+
+    /// It will be decided later: nothing is wrong with the object.
+    pub fn waits(&self) -> bool {
+        matches!(self.reason, reason::ORGANIZATION_NOT_READY | reason::PROGRESSING)
+    }
+
+    /// The object is refused for itself, and not because its Organization is gone: only then is what Postgres
+    /// has of it removed. The rows of a deleted Organization are retained or deleted with it.
+    pub fn revokes(&self) -> bool {
+        !self.waits() && !matches!(self.reason, reason::ORGANIZATION_NOT_FOUND | reason::ORGANIZATION_DELETING)
+    }
 }
 
 /// The Organization of an accepted object.
@@ -34,6 +45,21 @@ pub struct Tenancy {
     pub slug: String,
     /// The tenant namespace and everything in it is in place.
     pub namespace_ready: bool,
+    /// Its row and roles are in place.
+    pub database_ready: bool,
+    /// How many Workspaces it may have.
+    pub workspaces: usize,
+}
+
+impl Tenancy {
+    /// This tenancy, if the Organization is in Postgres already.
+    pub fn in_postgres(self) -> Result<Self, Refusal> {
+        if self.database_ready {
+            return Ok(self);
+        }
+        let message = format!("waits for Organization {:?} to be in place in Postgres", self.slug);
+        Err(Refusal::new(reason::ORGANIZATION_NOT_READY, message))
+    }
 }
 
 /// The Organization called `name`, if it admits `namespace` with these labels.
@@ -65,12 +91,17 @@ pub fn resolve(
     let Some(id) = id else {
         return Err(Refusal::new(reason::ORGANIZATION_NOT_READY, format!("Organization {name:?} has no uid yet")));
     };
-    let namespace_ready = organization
-        .status
-        .iter()
-        .flat_map(|status| &status.conditions)
-        .any(|condition| condition.type_ == NAMESPACE_READY && condition.status == "True");
-    Ok(Tenancy { id, slug: name.to_owned(), namespace_ready })
+    let holds = |kind: &str| {
+        let mut conditions = organization.status.iter().flat_map(|status| &status.conditions);
+        conditions.any(|condition| condition.type_ == kind && condition.status == "True")
+    };
+    Ok(Tenancy {
+        id,
+        slug: name.to_owned(),
+        namespace_ready: holds(NAMESPACE_READY),
+        database_ready: holds(DATABASE_READY),
+        workspaces: usize::try_from(organization.spec.quota.workspaces).unwrap_or_default(),
+    })
 }
 
 fn admits(allowed: &AllowedNamespaces, namespace: &str, labels: &BTreeMap<String, String>) -> bool {

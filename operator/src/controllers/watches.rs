@@ -185,9 +185,11 @@ impl Referring {
         let (name, namespace) = (workspace.name_any(), workspace.namespace());
         let organization = &workspace.spec.organization_ref;
         self.triggers.owner(Owner::Organization(organization.name.clone()));
-        // A name becomes free, or a conflict arises.
+        // A name or a place in the quota may have become free for one that was refused.
         self.each_workspace(|other| {
-            other.name_any() == name && other.spec.organization_ref == *organization && other.namespace() != namespace
+            other.spec.organization_ref == *organization
+                && other.uid() != workspace.uid()
+                && !super::workspace::validate::is_accepted(other)
         });
         self.each_connection(|connection| {
             connection.namespace() == namespace

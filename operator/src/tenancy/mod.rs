@@ -21,7 +21,10 @@ pub enum Error {
          postgres://agentapi_operator:<password>@<host>:5432/agentapi"
     )]
     Url,
-    /// Postgres refused or was not reached.
+    /// Postgres was not reached.
+    #[error("Postgres can't be reached ({0})")]
+    Unreachable(#[source] sqlx::Error),
+    /// Postgres refused.
     #[error("Postgres can't {0}: {1}")]
     Sql(&'static str, #[source] sqlx::Error),
     /// A name that can't be an identifier of ours; the CRD's rules keep it out.
@@ -61,7 +64,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// Name a failing step for the reader of the message.
 pub(crate) fn failed(step: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
-    move |error| Error::Sql(step, error)
+    move |error| match error {
+        sqlx::Error::PoolTimedOut | sqlx::Error::Io(_) | sqlx::Error::PoolClosed => Error::Unreachable(error),
+        error => Error::Sql(step, error),
+    }
 }
 
 /// A pool that connects when it is first used, so that the operator starts without Postgres.
@@ -72,7 +78,7 @@ pub fn pool(url: &SecretString) -> Result<PgPool> {
         .options([("statement_timeout", "10s"), ("lock_timeout", "5s")]);
     Ok(PgPoolOptions::new()
         .max_connections(5)
-        .acquire_timeout(Duration::from_secs(4))
+        .acquire_timeout(Duration::from_secs(2))
         .idle_timeout(Duration::from_secs(300))
         .connect_lazy_with(options))
 }

@@ -8,7 +8,7 @@ use crate::{
     error::Result,
     records,
 };
-use agentapi_crds::{McpConnection, names};
+use agentapi_crds::{McpConnection, conditions::reason, names};
 use kube::{
     Api, Resource, ResourceExt,
     runtime::{controller::Action, reflector::ObjectRef},
@@ -53,19 +53,20 @@ async fn present(connection: &McpConnection, context: &Context) -> Result<Action
             }
             match records::write_connection(&context.database, &row, &context.metrics).await {
                 Ok(()) => State::InPlace,
-                Err(error) => State::Waiting(format!("{error}; it is tried again")),
+                Err(error) => State::Waiting(reason::DATABASE_UNAVAILABLE, format!("{error}; it is tried again")),
             }
         }
+        Err(refusal) if refusal.waits() => State::Waiting(refusal.reason, refusal.message),
         Err(refusal) => {
             // What is not accepted must not be usable either.
-            if connection.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER) {
+            if refusal.revokes() && connection.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER) {
                 delete_row(connection, context).await;
             }
             State::Refused(refusal)
         }
     };
     write_status(connection, context, &state).await?;
-    Ok(Action::requeue(jittered(if matches!(state, State::Waiting(_)) { SOON } else { RESYNC })))
+    Ok(Action::requeue(jittered(if matches!(state, State::Waiting(..)) { SOON } else { RESYNC })))
 }
 
 async fn remove(connection: &McpConnection, context: &Context) -> Result<Action> {
@@ -75,7 +76,7 @@ async fn remove(connection: &McpConnection, context: &Context) -> Result<Action>
     if let Some(left) = delete_row(connection, context).await
         && !super::overdue(connection, context)
     {
-        write_status(connection, context, &State::Waiting(left)).await?;
+        write_status(connection, context, &State::Waiting(reason::DELETING, left)).await?;
         return Ok(Action::requeue(jittered(SOON)));
     }
     let namespace = connection.namespace().unwrap_or_default();

@@ -15,8 +15,8 @@ use k8s_openapi::jiff::Timestamp;
 pub enum State {
     /// It is not allowed, or it makes no sense.
     Refused(Refusal),
-    /// It is allowed and waits for Postgres.
-    Waiting(String),
+    /// It waits for something: the reason, and what people read.
+    Waiting(&'static str, String),
     /// The gateway can use it.
     InPlace,
 }
@@ -34,9 +34,7 @@ pub fn status(connection: &McpConnection, state: &State, now: Timestamp) -> McpC
             ],
             None,
         ),
-        State::Waiting(message) => {
-            ([accepted(), Saying::no(READY, reason::DATABASE_UNAVAILABLE, message.clone())], old.connection_id)
-        }
+        State::Waiting(why, message) => ([accepted(), Saying::no(READY, why, message.clone())], old.connection_id),
         State::InPlace => (
             [accepted(), Saying::yes(READY, reason::RECONCILED, "the connection is known to the API")],
             connection.metadata.uid.clone(),

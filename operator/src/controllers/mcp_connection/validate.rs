@@ -15,7 +15,7 @@ pub fn validate(
     tenancy: Result<Tenancy, Refusal>,
     workspace: Option<&Workspace>,
 ) -> Result<ConnectionRow, Refusal> {
-    let tenancy = tenancy?;
+    let tenancy = tenancy?.in_postgres()?;
     let invalid = |message: &str| Refusal::new(reason::INVALID, message);
     let id = connection
         .uid()
@@ -56,14 +56,9 @@ pub(crate) fn workspace_id(workspace: &Workspace, tenancy: &Tenancy) -> Result<U
             format!("Workspace {name:?} belongs to another Organization than {:?}", tenancy.slug),
         ));
     }
-    workspace
-        .status
-        .as_ref()
-        .and_then(|status| status.workspace_id.as_deref())
-        .and_then(|id| Uuid::parse_str(id).ok())
-        .ok_or_else(|| {
-            Refusal::new(reason::WORKSPACE_NOT_FOUND, format!("Workspace {name:?} is not accepted or not written yet"))
-        })
+    let id = workspace.status.as_ref().and_then(|status| status.workspace_id.as_deref());
+    id.and_then(|id| Uuid::parse_str(id).ok())
+        .ok_or_else(|| Refusal::new(reason::PROGRESSING, format!("waits for Workspace {name:?} to be in place")))
 }
 
 fn transport(transport: &McpTransport) -> Result<&'static str, Refusal> {
@@ -116,7 +111,7 @@ pub(crate) mod tests {
         connection.spec.workspace_ref = serde_json::from_value(json!({"name": "web"})).unwrap();
         let why = |workspace: Option<&Workspace>| validate(&connection, Ok(tenancy()), workspace).unwrap_err();
         assert_eq!(why(None).reason, reason::WORKSPACE_NOT_FOUND);
-        assert!(why(Some(&web())).message.contains("not accepted"));
+        assert!(why(Some(&web())).waits());
         let mut foreign = web();
         foreign.spec.organization_ref.name = "globex".into();
         assert!(why(Some(&foreign)).message.contains("another Organization"));

@@ -1,6 +1,6 @@
 //! Writes what `build` prepared. Exhaustive destructuring: an object that is built and not applied here
 //! does not compile.
-use super::build::{Applied, Contents, Foundation, Prepared};
+use super::build::{Applied, Contents, Foundation, Prepared, TenantSecrets};
 use crate::{
     apply::{Applicable, Ownership},
     context::Context,
@@ -30,24 +30,15 @@ pub async fn foundation(context: &Context, prepared: Foundation<Prepared>) -> Re
     })
 }
 
-/// Write everything else, and sweep what an earlier version of the operator may have left.
+/// Write what needs no Postgres, and sweep what an earlier version of the operator may have left.
 pub async fn contents(
     context: &Context,
     namespace: &str,
     organization: &str,
     prepared: Contents<Prepared>,
 ) -> Result<Contents<Applied>> {
-    let Contents {
-        quota,
-        limits,
-        default_deny,
-        session_traffic,
-        session_account,
-        default_account,
-        database,
-        data_key,
-        state: _,
-    } = prepared;
+    let Contents { quota, limits, default_deny, session_traffic, session_account, default_account, state: _ } =
+        prepared;
     // Isolation first: no pod of this namespace ever runs without it.
     let applied = Contents {
         default_deny: exclusive(context, namespace, default_deny).await?,
@@ -56,14 +47,6 @@ pub async fn contents(
         limits: exclusive(context, namespace, limits).await?,
         session_account: shared(context, namespace, session_account).await?,
         default_account: shared(context, namespace, default_account).await?,
-        database: match database {
-            Some(secret) => Some(shared(context, namespace, secret).await?),
-            None => None,
-        },
-        data_key: match data_key {
-            Some(secret) => Some(shared(context, namespace, secret).await?),
-            None => None,
-        },
         state: PhantomData,
     };
     let owned = format!(
@@ -81,6 +64,20 @@ pub async fn contents(
     let limits = keep(&[applied.limits.name_any()]);
     context.applier.sweep::<LimitRange>(&api(context, namespace), &owned, &limits).await?;
     Ok(applied)
+}
+
+/// Write the two Secrets.
+pub async fn secrets(
+    context: &Context,
+    namespace: &str,
+    prepared: TenantSecrets<Prepared>,
+) -> Result<TenantSecrets<Applied>> {
+    let TenantSecrets { database, data_key, state: _ } = prepared;
+    Ok(TenantSecrets {
+        database: shared(context, namespace, database).await?,
+        data_key: shared(context, namespace, data_key).await?,
+        state: PhantomData,
+    })
 }
 
 fn api<K>(context: &Context, namespace: &str) -> Api<K>

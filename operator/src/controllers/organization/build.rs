@@ -54,7 +54,7 @@ pub struct Foundation<State> {
     pub(super) state: PhantomData<State>,
 }
 
-/// Everything else in the tenant namespace. The Secrets are missing while Postgres is.
+/// Everything in the tenant namespace that needs no Postgres.
 #[derive(Debug)]
 pub struct Contents<State> {
     /// Upper limits of all pods together.
@@ -69,10 +69,16 @@ pub struct Contents<State> {
     pub session_account: ServiceAccount,
     /// Of pods that name none, without a token.
     pub default_account: ServiceAccount,
+    pub(super) state: PhantomData<State>,
+}
+
+/// What comes out of Postgres.
+#[derive(Debug)]
+pub struct TenantSecrets<State> {
     /// Connection of the read-only role.
-    pub database: Option<Secret>,
+    pub database: Secret,
     /// The wrapped data key.
-    pub data_key: Option<Secret>,
+    pub data_key: Secret,
     pub(super) state: PhantomData<State>,
 }
 
@@ -113,14 +119,8 @@ pub fn foundation(tenant: &Tenant, config: &Config) -> Foundation<Prepared> {
     }
 }
 
-/// Everything else in the namespace.
-pub fn contents(
-    tenant: &Tenant,
-    quota: &Quota,
-    config: &Config,
-    database: Option<Secret>,
-    data_key: Option<Secret>,
-) -> Contents<Prepared> {
+/// Everything in the namespace that needs no Postgres.
+pub fn contents(tenant: &Tenant, quota: &Quota, config: &Config) -> Contents<Prepared> {
     Contents {
         quota: resource_quota(tenant, quota),
         limits: limit_range(tenant),
@@ -128,8 +128,20 @@ pub fn contents(
         session_traffic: session_traffic(tenant, config),
         session_account: service_account(tenant, names::SESSION_SERVICE_ACCOUNT),
         default_account: service_account(tenant, "default"),
-        database,
-        data_key,
+        state: PhantomData,
+    }
+}
+
+/// The two Secrets of the namespace.
+pub fn secrets(
+    tenant: &Tenant,
+    credentials: &Credentials,
+    server: &(String, String),
+    key: &WrappedKey,
+) -> TenantSecrets<Prepared> {
+    TenantSecrets {
+        database: database_secret(tenant, credentials, server),
+        data_key: data_key_secret(tenant, key),
         state: PhantomData,
     }
 }
@@ -245,7 +257,7 @@ fn service_account(tenant: &Tenant, name: &str) -> ServiceAccount {
 }
 
 /// The Secret with the read-only role's connection.
-pub fn database_secret(tenant: &Tenant, credentials: &Credentials, server: &(String, String)) -> Secret {
+fn database_secret(tenant: &Tenant, credentials: &Credentials, server: &(String, String)) -> Secret {
     let (host, database) = server;
     let role = tenant.roles.read.as_str();
     let password = credentials.password.expose_secret();
@@ -282,7 +294,7 @@ fn split_host(host: &str) -> (String, String) {
 }
 
 /// The Secret with the wrapped data key; what it holds is useless without the master key.
-pub fn data_key_secret(tenant: &Tenant, key: &WrappedKey) -> Secret {
+fn data_key_secret(tenant: &Tenant, key: &WrappedKey) -> Secret {
     let data = [
         ("wrapped", key.wrapped.clone()),
         ("version", key.version.to_string().into_bytes()),
@@ -318,23 +330,9 @@ mod tests {
             rotation: String::new(),
         };
         let server = ("db.example:5433".to_owned(), "agentapi".to_owned());
-        let Contents {
-            quota,
-            limits,
-            default_deny,
-            session_traffic,
-            session_account,
-            default_account,
-            database,
-            data_key,
-            state: _,
-        } = contents(
-            &tenant,
-            &organization.spec.quota,
-            &config(),
-            Some(database_secret(&tenant, &credentials, &server)),
-            Some(data_key_secret(&tenant, &key)),
-        );
+        let Contents { quota, limits, default_deny, session_traffic, session_account, default_account, state: _ } =
+            contents(&tenant, &organization.spec.quota, &config());
+        let TenantSecrets { database, data_key, state: _ } = secrets(&tenant, &credentials, &server, &key);
         insta::assert_yaml_snapshot!("namespace", namespace);
         insta::assert_yaml_snapshot!("bindings", (operator_binding, runtime_binding));
         insta::assert_yaml_snapshot!("limits", (quota, limits));

@@ -22,8 +22,9 @@ use agentapi_crds::{
     names,
     organization::{OrganizationStatus, Usage},
 };
+use build::{Prepared, TenantSecrets};
 use dereference::NamespaceState;
-use k8s_openapi::{api::core::v1::Secret, jiff::SignedDuration};
+use k8s_openapi::jiff::SignedDuration;
 use kube::{Api, Resource, ResourceExt, runtime::controller::Action};
 use status::Progress;
 use std::{sync::Arc, time::Duration};
@@ -81,21 +82,25 @@ async fn present(organization: &Organization, context: &Context) -> Result<Actio
     }
     apply::foundation(context, build::foundation(&tenant, &context.config)).await?;
 
-    let live = dereference::credentials(context, &namespace).await?;
-    let (database, secrets, sessions) = in_postgres(organization, context, &tenant, live).await?;
-    let Secrets { credentials, data_key } = secrets;
-    let contents = build::contents(&tenant, &organization.spec.quota, &context.config, credentials, data_key);
+    let contents = build::contents(&tenant, &organization.spec.quota, &context.config);
     apply::contents(context, &namespace, &tenant.slug, contents).await?;
+
+    let live = dereference::credentials(context, &namespace).await?;
+    let InPostgres { progress: database, secrets, sessions } =
+        in_postgres(organization, context, &tenant, live).await?;
+    if let Some(secrets) = secrets {
+        apply::secrets(context, &namespace, secrets).await?;
+    }
 
     let usage = usage(organization, context, sessions);
     write_status(organization, context, &Progress::Done, &database, usage).await?;
     Ok(Action::requeue(jittered(if database == Progress::Done { RESYNC } else { SOON })))
 }
 
-#[derive(Default)]
-struct Secrets {
-    credentials: Option<Secret>,
-    data_key: Option<Secret>,
+struct InPostgres {
+    progress: Progress,
+    secrets: Option<TenantSecrets<Prepared>>,
+    sessions: Option<i32>,
 }
 
 /// The tenant in Postgres. That it can't be reached is a value: the namespace must not wait for it.
@@ -104,22 +109,23 @@ async fn in_postgres(
     context: &Context,
     tenant: &Tenant,
     live: Option<Credentials>,
-) -> Result<(Progress, Secrets, Option<i32>)> {
+) -> Result<InPostgres> {
+    let failed = |error: &tenancy::Error| InPostgres { progress: unavailable(error), secrets: None, sessions: None };
     let ensured = tenancy::organization::ensure(&context.database, tenant, &context.master_key, &context.metrics).await;
     let ensured = match ensured {
         Ok(ensured) => ensured,
-        Err(error) => return Ok((unavailable(&error), Secrets::default(), None)),
+        Err(error) => return Ok(failed(&error)),
     };
     let credentials = match credentials_for(organization, context, tenant, live, &ensured).await {
         Ok(credentials) => credentials,
-        Err(Error::Database(error)) => return Ok((unavailable(&error), Secrets::default(), Some(ensured.sessions))),
+        Err(Error::Database(error)) => return Ok(failed(&error)),
         Err(error) => return Err(error),
     };
-    let secrets = Secrets {
-        credentials: Some(build::database_secret(tenant, &credentials, &context.tenant_database)),
-        data_key: Some(build::data_key_secret(tenant, &ensured.data_key)),
-    };
-    Ok((Progress::Done, secrets, Some(ensured.sessions)))
+    Ok(InPostgres {
+        progress: Progress::Done,
+        secrets: Some(build::secrets(tenant, &credentials, &context.tenant_database, &ensured.data_key)),
+        sessions: Some(ensured.sessions),
+    })
 }
 
 fn unavailable(error: &tenancy::Error) -> Progress {

@@ -10,7 +10,7 @@ use crate::{
     error::Result,
     records,
 };
-use agentapi_crds::{PromptPolicy, names};
+use agentapi_crds::{PromptPolicy, conditions::reason, names};
 use kube::{
     Api, Resource, ResourceExt,
     runtime::{controller::Action, reflector::ObjectRef},
@@ -59,20 +59,21 @@ async fn present(policy: &PromptPolicy, context: &Context) -> Result<Action> {
             }
             match records::write_policy(&context.database, &row, &context.metrics).await {
                 Ok(()) => State::InPlace,
-                Err(error) => State::Waiting(format!("{error}; it is tried again")),
+                Err(error) => State::Waiting(reason::DATABASE_UNAVAILABLE, format!("{error}; it is tried again")),
             }
         }
         Verdict::BadTemplate(message) => State::BadTemplate { message, active: active(policy, context).await },
+        Verdict::Refused(refusal) if refusal.waits() => State::Waiting(refusal.reason, refusal.message),
         Verdict::Refused(refusal) => {
             // What is not accepted must not be in use either.
-            if finalized {
+            if finalized && refusal.revokes() {
                 delete_row(policy, context).await;
             }
             State::Refused(refusal)
         }
     };
     write_status(policy, context, &state).await?;
-    Ok(Action::requeue(jittered(if matches!(state, State::Waiting(_)) { SOON } else { RESYNC })))
+    Ok(Action::requeue(jittered(if matches!(state, State::Waiting(..)) { SOON } else { RESYNC })))
 }
 
 /// Generation of the template that is in use, as far as it can be known.
@@ -94,7 +95,7 @@ async fn remove(policy: &PromptPolicy, context: &Context) -> Result<Action> {
     if let Some(left) = delete_row(policy, context).await
         && !super::overdue(policy, context)
     {
-        write_status(policy, context, &State::Waiting(left)).await?;
+        write_status(policy, context, &State::Waiting(reason::DELETING, left)).await?;
         return Ok(Action::requeue(jittered(SOON)));
     }
     let policies = Api::<PromptPolicy>::namespaced(context.client.clone(), &policy.namespace().unwrap_or_default());

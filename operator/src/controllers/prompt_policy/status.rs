@@ -22,8 +22,8 @@ pub enum State {
         /// Generation whose template is in use.
         active: Option<i64>,
     },
-    /// It is allowed and waits for Postgres.
-    Waiting(String),
+    /// It waits for something: the reason, and what people read.
+    Waiting(&'static str, String),
     /// It is part of the prompts.
     InPlace,
 }
@@ -48,9 +48,7 @@ pub fn status(policy: &PromptPolicy, state: &State, now: Timestamp) -> PromptPol
             };
             ([accepted(), Saying::no(READY, reason::TEMPLATE_INVALID, format!("{message}; {kept}"))], *active)
         }
-        State::Waiting(message) => {
-            ([accepted(), Saying::no(READY, reason::DATABASE_UNAVAILABLE, message.clone())], old.active_generation)
-        }
+        State::Waiting(why, message) => ([accepted(), Saying::no(READY, why, message.clone())], old.active_generation),
         State::InPlace => {
             ([accepted(), Saying::yes(READY, reason::RECONCILED, "the policy is part of the prompts")], generation)
         }

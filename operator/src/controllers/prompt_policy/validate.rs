@@ -71,11 +71,11 @@ fn references(
             format!("scope Global works only in namespace {system_namespace:?}; use scope Organization here"),
         )),
         Scope::Organization => {
-            let tenancy = organization.ok_or_else(|| needs("organizationRef"))??;
+            let tenancy = organization.ok_or_else(|| needs("organizationRef"))??.in_postgres()?;
             Ok((Some(tenancy.id), None))
         }
         Scope::Workspace => {
-            let tenancy = organization.ok_or_else(|| needs("organizationRef"))??;
+            let tenancy = organization.ok_or_else(|| needs("organizationRef"))??.in_postgres()?;
             let reference = policy.spec.workspace_ref.as_ref().ok_or_else(|| needs("workspaceRef"))?;
             let workspace = workspace.ok_or_else(|| {
                 Refusal::new(

@@ -12,7 +12,6 @@ use crate::{
     controllers::reference::Refusal,
     error::Result,
     records::{self, WorkspaceRow},
-    tenancy,
 };
 use agentapi_crds::{Workspace, conditions::reason, names};
 use build::Surroundings;
@@ -68,10 +67,7 @@ async fn present(workspace: &Workspace, context: &Context) -> Result<Action> {
     };
     let applied = apply::apply(context, build::build(workspace, &accepted, &surroundings)).await?;
     // The row before the pool: a workspace is usable without warm pods, and not without a row.
-    let database = write_row(workspace, &accepted, context).await.err().map(|error| {
-        tracing::warn!(%error, workspace = %workspace.name_any(), "can't write the workspace's row");
-        format!("{error}; it is tried again")
-    });
+    let database = write_row(workspace, &accepted, context).await;
     let tenant_namespace = names::tenant_namespace(&accepted.tenancy.slug);
     let pods = dereference::pods(context, &tenant_namespace, &accepted.name, &accepted.namespace).await?;
     let wanted = usize::try_from(workspace.spec.warm_pool).unwrap_or_default();
@@ -87,7 +83,9 @@ async fn present(workspace: &Workspace, context: &Context) -> Result<Action> {
 async fn refuse(workspace: &Workspace, context: &Context, refusal: Refusal) -> Result<Action> {
     if workspace.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER) {
         take_away(workspace, context, false).await?;
-        retire(workspace, context).await;
+        if refusal.revokes() {
+            retire(workspace, context).await;
+        }
     }
     write_status(workspace, context, &State::Refused(refusal)).await?;
     Ok(Action::requeue(jittered(RESYNC)))
@@ -143,7 +141,11 @@ async fn retire(workspace: &Workspace, context: &Context) -> Option<String> {
     retired.err().map(|error| format!("waits for Postgres: {error}"))
 }
 
-async fn write_row(workspace: &Workspace, accepted: &Accepted, context: &Context) -> tenancy::Result<()> {
+/// Write its row; says what is in the way.
+async fn write_row(workspace: &Workspace, accepted: &Accepted, context: &Context) -> Option<String> {
+    if let Err(refusal) = accepted.tenancy.clone().in_postgres() {
+        return Some(refusal.message);
+    }
     let row = WorkspaceRow {
         id: accepted.id,
         organization: accepted.tenancy.id,
@@ -154,7 +156,10 @@ async fn write_row(workspace: &Workspace, accepted: &Accepted, context: &Context
         spec: serde_json::to_value(&workspace.spec).unwrap_or_else(|_| json!({})),
         generation: workspace.metadata.generation.unwrap_or_default(),
     };
-    records::write_workspace(&context.database, &row, &context.metrics).await
+    records::write_workspace(&context.database, &row, &context.metrics).await.err().map(|error| {
+        tracing::warn!(%error, workspace = %workspace.name_any(), "can't write the workspace's row");
+        format!("{error}; it is tried again")
+    })
 }
 
 /// Write the status when it says something new, and publish what changed as Events.
@@ -202,7 +207,13 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn tenancy() -> Tenancy {
-        Tenancy { id: Uuid::from_u128(7), slug: "acme".into(), namespace_ready: true }
+        Tenancy {
+            id: Uuid::from_u128(7),
+            slug: "acme".into(),
+            namespace_ready: true,
+            database_ready: true,
+            workspaces: 3,
+        }
     }
 
     pub(crate) fn accepted() -> Accepted {

@@ -1,6 +1,9 @@
 //! Is the Workspace accepted, and which objects does it ask for? Pure.
 use crate::controllers::reference::{Refusal, Tenancy};
-use agentapi_crds::{Workspace, conditions::reason};
+use agentapi_crds::{
+    Workspace,
+    conditions::{ACCEPTED, reason},
+};
 use kube::ResourceExt;
 use uuid::Uuid;
 
@@ -29,12 +32,16 @@ pub fn validate<'a>(
         .uid()
         .and_then(|uid| Uuid::parse_str(&uid).ok())
         .ok_or_else(|| Refusal::new(reason::INVALID, "metadata.uid is not a UUID; the API server sets it"))?;
-    let first = others.into_iter().find(|other| {
-        other.name_any() == name
-            && other.spec.organization_ref == workspace.spec.organization_ref
-            && other.uid() != workspace.uid()
-            && age(other) < age(workspace)
-    });
+    let siblings: Vec<&Workspace> = others
+        .into_iter()
+        .filter(|other| {
+            other.spec.organization_ref == workspace.spec.organization_ref
+                && other.uid() != workspace.uid()
+                && age(other) < age(workspace)
+        })
+        .collect();
+    let first = siblings.iter().find(|other| other.name_any() == name);
+    let older = siblings.iter().filter(|other| is_accepted(other)).count();
     if let Some(first) = first {
         return Err(Refusal::new(
             reason::NAME_CONFLICT,
@@ -45,7 +52,27 @@ pub fn validate<'a>(
             ),
         ));
     }
+    if older >= tenancy.workspaces {
+        return Err(Refusal::new(
+            reason::QUOTA_EXCEEDED,
+            format!(
+                "Organization {:?} may have {} Workspaces and has them; delete one or raise spec.quota.workspaces of the \
+                 Organization",
+                tenancy.slug, tenancy.workspaces
+            ),
+        ));
+    }
     Ok(Accepted { id, name, namespace, tenancy })
+}
+
+/// Refused ones take no place: anybody can make one.
+pub(crate) fn is_accepted(workspace: &Workspace) -> bool {
+    workspace.metadata.deletion_timestamp.is_none()
+        && workspace
+            .status
+            .iter()
+            .flat_map(|status| &status.conditions)
+            .any(|condition| condition.type_ == ACCEPTED && condition.status == "True")
 }
 
 /// Who was first; the uid decides between two of the same second.
@@ -59,6 +86,24 @@ mod tests {
     use super::*;
     use crate::controllers::workspace::tests::{tenancy, web};
     use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+
+    #[test]
+    fn the_quota_counts_accepted_workspaces_that_were_there_before() {
+        let mut older = web();
+        older.metadata.name = Some("older".into());
+        older.metadata.uid = Some("00000000-1111-4222-8333-444455556666".into());
+        let one = Tenancy { workspaces: 1, ..tenancy() };
+        assert!(validate(&web(), Ok(one.clone()), [&older, &web()]).is_ok(), "it was never accepted");
+        older.status = serde_json::from_value(serde_json::json!({"conditions": [{
+            "type": ACCEPTED, "status": "True", "reason": "Accepted", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"}]}))
+        .unwrap();
+        let refusal = validate(&web(), Ok(one.clone()), [&older, &web()]).unwrap_err();
+        assert_eq!(refusal.reason, reason::QUOTA_EXCEEDED);
+        assert!(validate(&older, Ok(one), [&older, &web()]).is_ok(), "who was first stays");
+        let none = Tenancy { workspaces: 0, ..tenancy() };
+        assert!(validate(&web(), Ok(none), []).is_err());
+    }
 
     #[test]
     fn of_two_with_one_name_the_first_stays() {

@@ -1,0 +1,205 @@
+//! A tenant in a real Postgres: what `ensure` makes, what it repairs, what `remove` leaves, and that no password is
+//! ever in the server's log.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+use agentapi_crds::common::DeletionPolicy;
+use agentapi_operator::{
+    envelope::MasterKey,
+    metrics::Metrics,
+    records,
+    tenancy::{
+        self, Meaning, credentials,
+        names::TenantRoles,
+        organization::{Tenant, ensure, remove, set_read_password},
+    },
+};
+use agentapi_tests::pg::{Database, Server, ServerOptions};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
+use std::sync::Arc;
+use uuid::Uuid;
+
+struct Fixture {
+    server: Arc<Server>,
+    database: Database,
+    pool: PgPool,
+    master: MasterKey,
+    metrics: Arc<Metrics>,
+}
+
+impl Fixture {
+    /// Roles belong to the server: a server of its own.
+    async fn new() -> Self {
+        let server = Server::start(ServerOptions { log_statements: true }).await.unwrap();
+        let database = Database::create_on(server.clone()).await.unwrap();
+        let pool = tenancy::pool(&SecretString::from(database.operator_url())).unwrap();
+        let metrics = Metrics::new().unwrap();
+        Self { server, database, pool, master: MasterKey::new(&[7; 32]).unwrap(), metrics }
+    }
+
+    async fn ensure(&self, tenant: &Tenant) -> tenancy::Result<tenancy::organization::Ensured> {
+        ensure(&self.pool, tenant, &self.master, &self.metrics).await
+    }
+
+    async fn admin(&self, statement: &str) {
+        let mut admin = PgConnection::connect(&self.database.admin_url()).await.unwrap();
+        admin.execute(AssertSqlSafe(statement.to_owned())).await.unwrap();
+    }
+
+    async fn number(&self, query: &str) -> i64 {
+        let mut admin = PgConnection::connect(&self.database.admin_url()).await.unwrap();
+        sqlx::query_scalar(AssertSqlSafe(query.to_owned())).fetch_one(&mut admin).await.unwrap()
+    }
+
+    fn changes(&self) -> String {
+        let text = String::from_utf8(self.metrics.render().unwrap()).unwrap();
+        text.lines().filter(|line| line.contains("database_writes_total{")).collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn tenant(slug: &str) -> Tenant {
+    Tenant {
+        id: Uuid::new_v4(),
+        slug: slug.into(),
+        roles: TenantRoles::of(slug).unwrap(),
+        display_name: slug.into(),
+        issuer: "https://login.example.com".into(),
+        audience: "agentapi".into(),
+        jwks_uri: None,
+        org_claim_value: slug.into(),
+        identity: json!({"issuer": "https://login.example.com"}),
+        quota: json!({"sessions": 5}),
+        deletion_policy: DeletionPolicy::Retain,
+        generation: 1,
+    }
+}
+
+#[tokio::test]
+async fn the_second_time_nothing_is_written() {
+    let fixture = Fixture::new().await;
+    let acme = tenant("acme");
+    let first = fixture.ensure(&acme).await.unwrap();
+    let made = fixture.changes();
+    assert!(made.contains("role"), "{made}");
+    let second = fixture.ensure(&acme).await.unwrap();
+    assert_eq!(fixture.changes(), made);
+    assert_eq!(first.data_key, second.data_key);
+    assert!(records::snapshot(&fixture.pool).await.unwrap().organizations.iter().any(|row| row.id == acme.id));
+}
+
+#[tokio::test]
+async fn the_read_only_role_logs_in_reads_its_own_and_writes_nothing() {
+    let fixture = Fixture::new().await;
+    let (acme, globex) = (tenant("acme"), tenant("globex"));
+    assert_eq!(fixture.ensure(&acme).await.unwrap().password_digest, None);
+    fixture.ensure(&globex).await.unwrap();
+    let password = credentials::new_password().unwrap();
+    set_read_password(&fixture.pool, &acme, &password, &fixture.metrics).await.unwrap();
+    let known = fixture.ensure(&acme).await.unwrap().password_digest;
+    assert_eq!(known, Some(credentials::digest(&password)));
+
+    let url = fixture.server.url("org_acme_ro", password.expose_secret(), fixture.database.name());
+    let mut reader = PgConnection::connect(&url).await.unwrap();
+    let slugs: Vec<String> = sqlx::query_scalar("select slug from organizations").fetch_all(&mut reader).await.unwrap();
+    assert_eq!(slugs, ["acme"]);
+    // Also when it turns off what makes its transactions read-only by default.
+    reader.execute("set default_transaction_read_only = off").await.unwrap();
+    let refused = reader.execute("update organizations set display_name = 'x'").await.unwrap_err();
+    assert!(refused.to_string().contains("permission denied"), "{refused}");
+    assert!(reader.execute("set role org_globex").await.is_err());
+
+    let wrong = fixture.server.url("org_acme_ro", "wrong", fixture.database.name());
+    assert!(PgConnection::connect(&wrong).await.is_err());
+    let log = fixture.server.log().unwrap();
+    assert!(log.contains("alter role"), "the log has statements");
+    assert!(!log.contains(password.expose_secret()), "the password is in the log");
+}
+
+#[tokio::test]
+async fn drift_is_put_right() {
+    let fixture = Fixture::new().await;
+    let acme = tenant("acme");
+    let key = fixture.ensure(&acme).await.unwrap().data_key;
+    let right = "select count(*) from pg_roles r where rolname = 'org_acme' and not rolcanlogin and not rolbypassrls
+                 and not rolcreaterole and (select array_agg(roleid::regrole::text) from pg_auth_members
+                 where member = r.oid) = array['agentapi_tenant'] and (select array_agg(member::regrole::text)
+                 from pg_auth_members where roleid = r.oid) = array['agentapi_runtime']";
+    assert_eq!(fixture.number(right).await, 1);
+    for drift in [
+        "alter role org_acme login createrole",
+        "alter role org_acme bypassrls",
+        "revoke org_acme from agentapi_runtime",
+        "create role meddler; grant org_acme to meddler",
+        "grant agentapi_runtime to org_acme",
+        "drop role org_acme",
+    ] {
+        fixture.admin(drift).await;
+        assert_eq!(fixture.number(right).await, 0, "{drift} is no drift");
+        fixture.ensure(&acme).await.unwrap();
+        assert_eq!(fixture.number(right).await, 1, "after {drift}");
+    }
+    fixture.admin("delete from tenant_roles where role_name = 'org_acme'").await;
+    fixture.ensure(&acme).await.unwrap();
+    assert_eq!(fixture.number("select count(*) from tenant_roles").await, 2);
+    assert_eq!(fixture.ensure(&acme).await.unwrap().data_key, key, "the data key never changes");
+}
+
+#[tokio::test]
+async fn two_organizations_never_share_an_identity() {
+    let fixture = Fixture::new().await;
+    fixture.ensure(&tenant("acme")).await.unwrap();
+    let twin = Tenant { org_claim_value: "acme".into(), ..tenant("twin") };
+    let error = fixture.ensure(&twin).await.unwrap_err();
+    assert_eq!(error.meaning(), Meaning::IdentityConflict, "{error}");
+    assert_eq!(fixture.number("select count(*) from pg_roles where rolname ~ '^org_twin'").await, 0);
+}
+
+#[tokio::test]
+async fn removing_retains_or_deletes_rows_and_always_keeps_the_audit_log() {
+    let fixture = Fixture::new().await;
+    let (kept, gone) = (tenant("kept"), tenant("gone"));
+    for tenant in [&kept, &gone] {
+        fixture.ensure(tenant).await.unwrap();
+    }
+    remove(&fixture.pool, kept.id, "kept", DeletionPolicy::Retain, &fixture.metrics).await.unwrap();
+    remove(&fixture.pool, gone.id, "gone", DeletionPolicy::Delete, &fixture.metrics).await.unwrap();
+    // Again, as after a crash in between.
+    remove(&fixture.pool, kept.id, "kept", DeletionPolicy::Retain, &fixture.metrics).await.unwrap();
+    remove(&fixture.pool, gone.id, "gone", DeletionPolicy::Delete, &fixture.metrics).await.unwrap();
+    assert_eq!(fixture.number("select count(*) from pg_roles where rolname ~ '^org_(kept|gone)'").await, 0);
+    assert_eq!(
+        fixture.number("select count(*) from organizations where slug = 'kept' and deleted_at is not null").await,
+        1
+    );
+    assert_eq!(fixture.number("select count(*) from organizations where slug = 'gone'").await, 0);
+    assert_eq!(fixture.number("select count(*) from audit_log where action = 'organization.delete'").await, 2);
+    assert_eq!(
+        fixture.number("select count(*) from tenant_keys").await,
+        1,
+        "a deleted organization takes its key along"
+    );
+
+    // The next one of the same name is another organization, with roles and a key of its own.
+    let successor = tenant("kept");
+    fixture.ensure(&successor).await.unwrap();
+    remove(&fixture.pool, kept.id, "kept", DeletionPolicy::Retain, &fixture.metrics).await.unwrap();
+    assert_eq!(fixture.number("select count(*) from pg_roles where rolname ~ '^org_kept'").await, 2, "the successor's");
+    let owner: Uuid = {
+        let mut admin = PgConnection::connect(&fixture.database.admin_url()).await.unwrap();
+        sqlx::query_scalar("select org_id from tenant_roles where role_name = 'org_kept'")
+            .fetch_one(&mut admin)
+            .await
+            .unwrap()
+    };
+    assert_eq!(owner, successor.id);
+}
+
+#[tokio::test]
+async fn another_master_key_is_noticed() {
+    let fixture = Fixture::new().await;
+    let acme = tenant("acme");
+    fixture.ensure(&acme).await.unwrap();
+    let other = MasterKey::new(&[8; 32]).unwrap();
+    let error = ensure(&fixture.pool, &acme, &other, &fixture.metrics).await.unwrap_err();
+    assert!(error.to_string().contains("does not open"), "{error}");
+}
