@@ -1,12 +1,12 @@
 //! What each image is made of.
 
 use std::cell::OnceCell;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use super::archive::{Image, Run};
-use super::binaries::{self, FAKE_MODEL, OPERATOR, RUNTIME};
+use super::binaries::{self, Binaries, FAKE_MODEL, OPERATOR, RUNTIME};
 use super::debian::{self, Base};
 use super::layer::{self, Entry, Layer};
 use super::node::{self, Node};
@@ -21,16 +21,15 @@ const AGENT: u64 = 10001;
 
 /// Parts that several images share, made when the first one asks.
 struct Parts<'a> {
-    names: &'a [&'a str],
     profile: &'a str,
     base: OnceCell<Base>,
     node: OnceCell<Node>,
-    binaries: OnceCell<PathBuf>,
+    binaries: OnceCell<Binaries>,
 }
 
 /// Makes the layers of the named images.
 pub(super) fn images(names: &[&'static str], profile: &str) -> Result<Vec<Image>> {
-    let parts = Parts { names, profile, base: OnceCell::new(), node: OnceCell::new(), binaries: OnceCell::new() };
+    let parts = Parts { profile, base: OnceCell::new(), node: OnceCell::new(), binaries: OnceCell::new() };
     names.iter().map(|name| parts.image(name).with_context(|| format!("image {name}"))).collect()
 }
 
@@ -67,20 +66,11 @@ impl Parts<'_> {
         made(&self.node, node::node)
     }
 
-    /// All binaries that the named images need come from one run of cargo: it resolves features once.
-    fn binary(&self, name: &str) -> Result<PathBuf> {
-        let folder = made(&self.binaries, || {
-            let needs = |image: &str| self.names.contains(&image);
-            let mut wanted = Vec::new();
-            wanted.extend(needs("operator").then_some(OPERATOR));
-            wanted.extend((needs("runtime") || needs("session-claude")).then_some(RUNTIME));
-            wanted.extend(needs("fake-model").then_some(FAKE_MODEL));
-            binaries::build(&wanted, self.profile)
-        })?;
-        Ok(folder.join(name))
+    fn binaries(&self) -> Result<&Binaries> {
+        made(&self.binaries, || binaries::build(self.profile))
     }
 
-    /// One static binary from scratch, with what it reads: authorities for TLS, names of users, how to look up hosts.
+    /// One binary: from scratch if it is static, with what it reads: authorities for TLS, names of users, how to look up hosts.
     fn program(
         &self,
         binary: &str,
@@ -103,11 +93,13 @@ impl Parts<'_> {
                 Entry::Folder { target: "tmp", mode: 0o1777, owner: 0 },
             ],
         )?;
-        let source = self.binary(binary)?;
-        let program = layer::of_entries(binary, vec![Entry::Copy { target, mode: 0o755, source }])?;
+        let binaries = self.binaries()?;
+        let program =
+            layer::of_entries(binary, vec![Entry::Copy { target, mode: 0o755, source: binaries.path(binary) }])?;
         let run =
             Run { entrypoint: entrypoint.to_vec(), user: NOBODY, folder: "/", ports: ports.to_vec(), ..Run::default() };
-        Ok((vec![system, program], run))
+        let below = if binaries.is_static { system } else { self.base()?.layer.clone() };
+        Ok((vec![below, program], run))
     }
 
     fn postgres(&self) -> Result<(Vec<Layer>, Run)> {
@@ -177,7 +169,11 @@ impl Parts<'_> {
                 Entry::Folder { target: "home/agent", mode: 0o750, owner: AGENT },
                 Entry::Folder { target: "workspace", mode: 0o755, owner: AGENT },
                 Entry::Folder { target: "state", mode: 0o750, owner: AGENT },
-                Entry::Copy { target: "usr/local/bin/agentapi-runtime", mode: 0o755, source: self.binary(RUNTIME.0)? },
+                Entry::Copy {
+                    target: "usr/local/bin/agentapi-runtime",
+                    mode: 0o755,
+                    source: self.binaries()?.path(RUNTIME.0),
+                },
             ],
         )?;
         let run = Run {
