@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"agentapi.dev/devcluster/localpath"
 	"agentapi.dev/devcluster/netpol"
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/server/v3/etcdmain"
@@ -44,6 +45,8 @@ func main() {
 		run(kubectl.NewDefaultKubectlCommand())
 	case "netpol":
 		run(netpol.NewCommand())
+	case "local-path":
+		run(localpath.NewCommand())
 	case "kubeadm":
 		if err := kubeadm.Run(); err != nil {
 			os.Exit(1)

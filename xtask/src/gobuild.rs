@@ -45,6 +45,9 @@ pub(crate) const HELM: Program = Program {
     variables: &["helm.sh/helm/v3/internal/version.version=v3.22.0"],
 };
 
+/// kind, for the cluster in containers.
+pub(crate) const KIND: Program = Program { name: "kind", module: "kind", package: "sigs.k8s.io/kind", variables: &[] };
+
 /// Gives the path of the program, building it if these inputs were not built before.
 pub(crate) fn build(program: &Program) -> Result<PathBuf> {
     let go = toolchain()?;

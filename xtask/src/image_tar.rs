@@ -1,5 +1,7 @@
-//! Writes a container image of one layer as a tar that containerd and Docker load.
+//! Writes container images as a tar that containerd and Docker load. Images may
+//! share layers; nothing of this machine (owner, time) gets into them.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
@@ -7,47 +9,95 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-/// A file that goes into the image: where it is, and where it goes.
-pub(crate) struct Entry<'a> {
-    /// Path on this machine.
-    pub(crate) source: &'a Path,
-    /// Path in the image, without the leading slash.
-    pub(crate) target: &'a str,
+/// Something that goes into a layer; paths in the image have no leading slash.
+pub(crate) enum Entry<'a> {
+    /// A program of this machine, and where it goes.
+    File(&'a Path, &'a str),
+    /// A link, and what it points to.
+    Link(&'a str, &'a str),
 }
 
-/// What the container runs.
-pub(crate) struct Run<'a> {
-    /// The program and its first arguments.
-    pub(crate) entrypoint: &'a [&'a str],
+/// One layer, ready to be written.
+pub(crate) struct Layer {
+    tar: Vec<u8>,
+    digest: String,
+}
+
+/// An image made of layers.
+pub(crate) struct Image<'a> {
+    /// All its names.
+    pub(crate) names: Vec<String>,
+    /// From the lowest up.
+    pub(crate) layers: Vec<&'a Layer>,
+    /// The program and its first arguments; empty where the pod says it.
+    pub(crate) entrypoint: Vec<String>,
     /// User and group, or "" for root.
     pub(crate) user: &'a str,
 }
 
-/// Writes the image under all the names; nothing from this machine (owner, time) gets into it.
-pub(crate) fn write(out: &Path, names: &[String], entries: &[Entry<'_>], run: &Run<'_>) -> Result<()> {
-    let mut layer = tar::Builder::new(Vec::new());
-    for entry in entries {
-        let body = std::fs::read(entry.source).with_context(|| format!("cannot read {}", entry.source.display()))?;
-        append(&mut layer, entry.target, &body, 0o755)?;
+impl Layer {
+    /// Packs the entries.
+    pub(crate) fn new(entries: &[Entry<'_>]) -> Result<Self> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for entry in entries {
+            match entry {
+                Entry::File(source, target) => {
+                    let body = std::fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
+                    append(&mut tar, target, &body, 0o755)?;
+                }
+                Entry::Link(name, target) => {
+                    let mut header = tar::Header::new_gnu();
+                    header.set_entry_type(tar::EntryType::Symlink);
+                    header.set_size(0);
+                    header.set_mode(0o777);
+                    tar.append_link(&mut header, name, target)?;
+                }
+            }
+        }
+        let tar = tar.into_inner()?;
+        let digest = hex::encode(Sha256::digest(&tar));
+        Ok(Self { tar, digest })
     }
-    let layer = layer.into_inner()?;
-    let diff = hex::encode(Sha256::digest(&layer));
-    let config = serde_json::to_vec(&json!({
-        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
-        "os": "linux",
-        "config": {"Entrypoint": run.entrypoint, "User": run.user, "Env": ["PATH=/usr/local/bin:/usr/bin:/bin"]},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{diff}")]},
-    }))?;
-    let config_name = format!("{}.json", hex::encode(Sha256::digest(&config)));
-    let layer_name = format!("{diff}/layer.tar");
-    let manifest = serde_json::to_vec(&json!([{"Config": config_name, "RepoTags": names, "Layers": [layer_name]}]))?;
+
+    fn file(&self) -> String {
+        format!("{}/layer.tar", self.digest)
+    }
+}
+
+/// Writes all the images into one tar.
+pub(crate) fn write(out: &Path, images: &[Image<'_>]) -> Result<()> {
+    let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    let mut layers: BTreeMap<String, &Layer> = BTreeMap::new();
+    let mut manifest = Vec::new();
+    for image in images {
+        let digests: Vec<String> = image.layers.iter().map(|layer| format!("sha256:{}", layer.digest)).collect();
+        let config = serde_json::to_vec(&json!({
+            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+            "os": "linux",
+            "config": {
+                "Entrypoint": image.entrypoint,
+                "User": image.user,
+                "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            },
+            "rootfs": {"type": "layers", "diff_ids": digests},
+        }))?;
+        let name = format!("{}.json", hex::encode(Sha256::digest(&config)));
+        let layer_files: Vec<String> = image.layers.iter().map(|layer| layer.file()).collect();
+        manifest.push(json!({"Config": name, "RepoTags": image.names, "Layers": layer_files}));
+        files.insert(name, config);
+        layers.extend(image.layers.iter().map(|layer| (layer.file(), *layer)));
+    }
+    files.insert("manifest.json".to_owned(), serde_json::to_vec(&manifest)?);
 
     let file = std::fs::File::create(out).with_context(|| format!("cannot write {}", out.display()))?;
-    let mut image = tar::Builder::new(std::io::BufWriter::new(file));
-    append(&mut image, &config_name, &config, 0o644)?;
-    append(&mut image, &layer_name, &layer, 0o644)?;
-    append(&mut image, "manifest.json", &manifest, 0o644)?;
-    image.into_inner()?.flush().with_context(|| format!("cannot write {}", out.display()))
+    let mut tar = tar::Builder::new(std::io::BufWriter::new(file));
+    for (name, layer) in layers {
+        append(&mut tar, &name, &layer.tar, 0o644)?;
+    }
+    for (name, body) in files {
+        append(&mut tar, &name, &body, 0o644)?;
+    }
+    tar.into_inner()?.flush().with_context(|| format!("cannot write {}", out.display()))
 }
 
 fn append<W: Write>(tar: &mut tar::Builder<W>, name: &str, body: &[u8], mode: u32) -> Result<()> {

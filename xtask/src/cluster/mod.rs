@@ -1,14 +1,17 @@
 //! `cargo xtask cluster`: the Kubernetes that the project is tried on.
 
+mod kind;
 mod native;
+mod procs;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Result, bail};
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 
-use crate::paths;
 use crate::progress::step;
+use crate::{paths, sh};
 
 /// Arguments of `cargo xtask cluster`.
 #[derive(clap::Args)]
@@ -20,7 +23,11 @@ pub(crate) struct Args {
 #[derive(Subcommand)]
 enum Action {
     /// Start the cluster, or finish what an earlier run left undone.
-    Up,
+    Up {
+        /// Which cluster to use.
+        #[arg(long, value_enum, default_value_t = Flavor::Auto)]
+        cluster: Flavor,
+    },
     /// Remove the cluster and everything that it left on this machine.
     Down,
     /// Load image tars into the cluster's node.
@@ -33,10 +40,23 @@ enum Action {
     Kubeconfig,
 }
 
+/// The ways to get a cluster.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Flavor {
+    /// What works here: a running one, else kind with your Docker, else native.
+    Auto,
+    /// kind, with your Docker or one of our own.
+    Kind,
+    /// Kubernetes straight on this machine (needs root on Linux).
+    Native,
+    /// The cluster that KUBECONFIG names; nothing is started.
+    Existing,
+}
+
 /// Runs the command.
 pub(crate) fn main(args: &Args) -> Result<()> {
     match &args.action {
-        Action::Up => up()?,
+        Action::Up { cluster } => up(*cluster)?,
         Action::Down => down()?,
         Action::Load { tars } => tars.iter().try_for_each(|tar| load(tar))?,
         Action::Kubeconfig => println!("{}", paths::kubeconfig()?.display()),
@@ -45,23 +65,82 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 }
 
 /// Starts the cluster and says how to reach it.
-pub(crate) fn up() -> Result<()> {
-    native::up()?;
+pub(crate) fn up(wanted: Flavor) -> Result<()> {
+    let chosen = if wanted == Flavor::Auto { choose()? } else { wanted };
+    match chosen {
+        Flavor::Kind => kind::up()?,
+        Flavor::Existing => existing()?,
+        Flavor::Native | Flavor::Auto => native::up()?,
+    }
     let kubeconfig = paths::kubeconfig()?;
     println!("\nThe cluster is up.\n  export KUBECONFIG={}", kubeconfig.display());
     println!("  export PATH={}:$PATH   # kubectl and helm", paths::bin()?.display());
     Ok(())
 }
 
+/// What runs already, else kind if the person's own Docker answers, else native.
+fn choose() -> Result<Flavor> {
+    if native::running()? {
+        return Ok(Flavor::Native);
+    }
+    if kind::running()? {
+        return Ok(Flavor::Kind);
+    }
+    match kind::obstacle()? {
+        None => Ok(Flavor::Kind),
+        Some(reason) => {
+            println!("  using the native cluster: {reason}");
+            Ok(Flavor::Native)
+        }
+    }
+}
+
+/// Copies the person's kubeconfig after seeing that its cluster answers.
+fn existing() -> Result<()> {
+    let Some(source) = std::env::var_os("KUBECONFIG").map(PathBuf::from) else {
+        bail!("--cluster existing uses the cluster that KUBECONFIG names: set it to your kubeconfig file")
+    };
+    step("the cluster of your KUBECONFIG", || {
+        sh::output(Command::new("kubectl").args(["--request-timeout=10s", "get", "--raw", "/readyz"]))?;
+        native::write_private(&paths::kubeconfig()?, &std::fs::read(&source)?)
+    })
+}
+
 /// Removes the cluster.
 pub(crate) fn down() -> Result<()> {
+    kind::down()?;
     native::down()
 }
 
 /// Loads one image tar.
-pub(crate) fn load(tar: &std::path::Path) -> Result<()> {
-    if !native::running()? {
-        bail!("no cluster is running: start one with `cargo xtask cluster up`");
+pub(crate) fn load(tar: &Path) -> Result<()> {
+    let native = native::running()?;
+    if !native && !kind::running()? {
+        bail!("no cluster of ours is running: start one with `cargo xtask cluster up`");
     }
-    step(&format!("load {}", tar.display()), || native::load(tar))
+    step(&format!("load {}", tar.display()), || if native { native::load(tar) } else { kind::load(tar) })
+}
+
+/// Unmounts everything below the folder, deepest first.
+fn unmount_below(root: &Path) {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mut points: Vec<&str> = mounts
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(1))
+        .filter(|point| Path::new(point).starts_with(root))
+        .collect();
+    points.sort_by_key(|point| std::cmp::Reverse(point.len()));
+    for point in points {
+        let _ = sh::output(Command::new("umount").args(["-l", point]));
+    }
+}
+
+/// Whether this process and its children may have `CAP_SYS_RESOURCE` (bit 24).
+fn has_sys_resource() -> bool {
+    std::fs::read_to_string("/proc/self/status")
+        .unwrap_or_default()
+        .lines()
+        .find_map(|line| line.strip_prefix("CapBnd:"))
+        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
+        .is_none_or(|bits| bits & (1 << 24) != 0)
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::layout::{COREDNS_IMAGE, Layout, PAUSE_IMAGE};
-use crate::image_tar::{self, Entry, Run};
+use crate::image_tar::{self, Entry, Image, Layer};
 use crate::progress::wait_for;
 use crate::{paths, sh};
 
@@ -25,12 +25,10 @@ pub(crate) fn images(layout: &Layout, tools: &Path, coredns: &Path) -> Result<()
         if tar.exists() && present.lines().any(|line| line == image) {
             continue;
         }
-        image_tar::write(
-            &tar,
-            &[image.to_owned()],
-            &[Entry { source: &source, target: program }],
-            &Run { entrypoint: &[&format!("/{program}")], user: "65532:65532" },
-        )?;
+        let layer = Layer::new(&[Entry::File(&source, program)])?;
+        let entrypoint = vec![format!("/{program}")];
+        let names = vec![image.to_owned()];
+        image_tar::write(&tar, &[Image { names, layers: vec![&layer], entrypoint, user: "65532:65532" }])?;
         import(layout, &tar)?;
     }
     Ok(())

@@ -30,7 +30,7 @@ networking: {{serviceSubnet: {SERVICES}, podSubnet: {PODS}, dnsDomain: cluster.l
 /// containerd with state of its own. `wrapper` replaces runc where a capability is missing.
 pub(crate) fn containerd(layout: &Layout, wrapper: Option<&str>) -> String {
     let root = layout.path("containerd");
-    let cni = layout.path("cni");
+    let (cni, plugins) = (layout.path("cni"), layout.path("cni-bin"));
     let runc = wrapper.map(|file| format!("      BinaryName = \"{file}\"\n")).unwrap_or_default();
     format!(
         "version = 2
@@ -45,7 +45,7 @@ disabled_plugins = [\"io.containerd.internal.v1.opt\"]
   netns_mounts_under_state_dir = true
   sandbox_image = \"{PAUSE_IMAGE}\"
   [plugins.\"io.containerd.grpc.v1.cri\".cni]
-    bin_dir = \"/usr/lib/cni\"
+    bin_dir = \"{plugins}\"
     conf_dir = \"{cni}\"
   [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]
     runtime_type = \"io.containerd.runc.v2\"
@@ -55,13 +55,28 @@ disabled_plugins = [\"io.containerd.internal.v1.opt\"]
 }
 
 /// Point-to-point links and not a bridge: between two ports of a bridge netfilter
-/// sees nothing, and network policies would have no say.
+/// sees nothing, and network policies would have no say. The gate comes last: it
+/// holds a pod back until the enforcer has written its rules.
 pub(crate) fn cni(layout: &Layout) -> String {
-    let (name, data) = (layout.name(), layout.path("ipam"));
-    format!(
-        r#"{{"cniVersion":"0.4.0","name":"{name}","plugins":[{{"type":"ptp","ipMasq":false,"ipam":{{"type":"host-local","dataDir":"{data}","ranges":[[{{"subnet":"{PODS}"}}]],"routes":[{{"dst":"0.0.0.0/0"}}]}}}}]}}
-"#
-    )
+    let (name, data, socket) = (layout.name(), layout.path("ipam"), layout.path("netpol.sock"));
+    let conflist = serde_json::json!({
+        "cniVersion": "0.4.0",
+        "name": name,
+        "plugins": [
+            {
+                "type": "ptp",
+                "ipMasq": false,
+                "ipam": {
+                    "type": "host-local",
+                    "dataDir": data,
+                    "ranges": [[{"subnet": PODS}]],
+                    "routes": [{"dst": "0.0.0.0/0"}],
+                },
+            },
+            {"type": "netpol-gate", "socket": socket},
+        ],
+    });
+    format!("{conflist:#}\n")
 }
 
 /// The kubelet, with every folder below the cluster's own.
@@ -167,6 +182,11 @@ pub(crate) fn kubelet_args(layout: &Layout) -> Vec<String> {
         "--kubeconfig={pki}/kubelet.conf --config={config} --hostname-override={NODE} --root-dir={root} \
          --node-ip={NODE_IP} --cert-dir={root}/pki"
     ))
+}
+
+/// Arguments of the programs of our own that watch the cluster.
+pub(crate) fn helper_args(layout: &Layout, last: &str) -> Vec<String> {
+    words(&format!("--kubeconfig={} --node={NODE} {last}", layout.path("pki/node-helper.conf")))
 }
 
 fn words(text: &str) -> Vec<String> {

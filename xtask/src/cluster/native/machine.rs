@@ -37,8 +37,8 @@ pub(crate) fn network_up(layout: &Layout) -> Result<()> {
 /// Removes the device, its routes and kube-proxy's tables, and puts forwarding back.
 pub(crate) fn network_down(layout: &Layout) {
     let _ = ip(&["link", "del", &layout.device()]);
-    for family in ["ip", "ip6"] {
-        let _ = sh::output(Command::new("nft").args(["delete", "table", family, "kube-proxy"]));
+    for [family, table] in [["ip", "kube-proxy"], ["ip6", "kube-proxy"], ["inet", "agentapi_netpol"]] {
+        let _ = sh::output(Command::new("nft").args(["delete", "table", family, table]));
     }
     if let Ok(before) = std::fs::read_to_string(layout.root.join("ip_forward.before")) {
         let _ = std::fs::write(FORWARDING, before);
@@ -119,28 +119,4 @@ fn cgroup_roots() -> Result<Vec<PathBuf>> {
         }
     }
     Ok(roots)
-}
-
-/// Unmounts everything below the folder, deepest first.
-pub(crate) fn unmount_below(root: &Path) {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let mut points: Vec<&str> = mounts
-        .lines()
-        .filter_map(|line| line.split_whitespace().nth(1))
-        .filter(|point| Path::new(point).starts_with(root))
-        .collect();
-    points.sort_by_key(|point| std::cmp::Reverse(point.len()));
-    for point in points {
-        let _ = sh::output(Command::new("umount").args(["-l", point]));
-    }
-}
-
-/// Whether this process and its children may have `CAP_SYS_RESOURCE` (bit 24).
-pub(crate) fn has_sys_resource() -> bool {
-    std::fs::read_to_string("/proc/self/status")
-        .unwrap_or_default()
-        .lines()
-        .find_map(|line| line.strip_prefix("CapBnd:"))
-        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
-        .is_none_or(|bits| bits & (1 << 24) != 0)
 }

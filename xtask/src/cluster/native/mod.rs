@@ -7,7 +7,6 @@ mod addons;
 mod config;
 mod layout;
 mod machine;
-mod procs;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,10 +14,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::procs::Procs;
 use crate::progress::{step, wait_for};
 use crate::{debian, gobuild, paths, sh};
 use layout::{API_PORT, Layout, NODE, NODE_IP};
-use procs::Procs;
 
 const NEEDS: &[debian::Need] = &[
     ("containerd", "containerd"),
@@ -38,6 +37,8 @@ const MULTI_CALL: &[&str] = &[
     "kube-proxy",
     "kubectl",
     "kubeadm",
+    "netpol",
+    "local-path",
 ];
 /// In the order in which they may be stopped.
 const PROCESSES: &[&str] =
@@ -84,7 +85,7 @@ pub(crate) fn down() -> Result<()> {
         procs.stop("containerd")
     })?;
     step("remove network, mounts and state", || {
-        machine::unmount_below(&layout.root);
+        super::unmount_below(&layout.root);
         machine::network_down(&layout);
         addons::remove_cni_cache(&layout);
         std::fs::remove_dir_all(&layout.root)
@@ -124,23 +125,30 @@ fn certificates(layout: &Layout, programs: &Path) -> Result<()> {
             sh::logged(&mut command, &log)?;
         }
     }
-    let proxy = pki.join("kube-proxy.conf");
-    if !proxy.exists() {
-        let text = sh::output(
-            Command::new(programs.join("kubeadm"))
-                .args(["kubeconfig", "user", "--client-name", "system:kube-proxy", "--config"])
-                .arg(&file),
-        )?;
-        write_private(&proxy, text.as_bytes())?;
+    for (name, user) in [("kube-proxy.conf", "system:kube-proxy"), ("node-helper.conf", "agentapi:node-helper")] {
+        let target = pki.join(name);
+        if !target.exists() {
+            let text = sh::output(
+                Command::new(programs.join("kubeadm"))
+                    .args(["kubeconfig", "user", "--client-name", user, "--config"])
+                    .arg(&file),
+            )?;
+            write_private(&target, text.as_bytes())?;
+        }
     }
     write_private(&paths::kubeconfig()?, &std::fs::read(pki.join("admin.conf"))?)
 }
 
 fn control_plane(layout: &Layout, programs: &Path, tools: &Path, procs: &mut Procs) -> Result<()> {
+    let plugins = layout.dir("cni-bin")?;
+    for name in ["ptp", "host-local", "loopback"] {
+        gobuild::link(&Path::new("/usr/lib/cni").join(name), &plugins, &[name])?;
+    }
+    gobuild::link(&tools.join("nodetool"), &plugins, &["netpol-gate"])?;
     layout.dir("cni")?;
     std::fs::write(layout.root.join("cni").join("10-agentapi.conflist"), config::cni(layout))?;
     let wrapper = tools.join("runc-nosys").to_string_lossy().into_owned();
-    let wrapper = (!machine::has_sys_resource()).then_some(wrapper.as_str());
+    let wrapper = (!super::has_sys_resource()).then_some(wrapper.as_str());
     let file = layout.root.join("containerd.toml");
     std::fs::write(&file, config::containerd(layout, wrapper))?;
     procs.ensure(
@@ -161,8 +169,10 @@ fn control_plane(layout: &Layout, programs: &Path, tools: &Path, procs: &mut Pro
     alive_until(procs, &["containerd", "etcd", "kube-apiserver"], "the API server", || {
         kubectl(&["get", "--raw", "/readyz"]).map(drop)
     })?;
-    let bootstrap = paths::repo().join("devcluster/manifests/bootstrap.yaml");
-    kubectl(&["apply", "-f", &bootstrap.to_string_lossy()]).map_err(anyhow::Error::msg)?;
+    let manifests = paths::repo().join("devcluster/manifests");
+    for name in ["bootstrap.yaml", "storage.yaml"] {
+        kubectl(&["apply", "-f", &manifests.join(name).to_string_lossy()]).map_err(anyhow::Error::msg)?;
+    }
     procs.ensure(
         "kube-controller-manager",
         &programs.join("kube-controller-manager"),
@@ -175,6 +185,10 @@ fn node(layout: &Layout, programs: &Path, procs: &mut Procs) -> Result<()> {
     std::fs::write(layout.root.join("kubelet.yaml"), config::kubelet(layout))?;
     std::fs::write(layout.root.join("kube-proxy.yaml"), config::kube_proxy(layout))?;
     layout.dir("kubelet")?;
+    let socket = format!("--socket={}", layout.path("netpol.sock"));
+    procs.ensure("netpol", &programs.join("netpol"), &config::helper_args(layout, &socket))?;
+    let base = format!("--base={}", layout.dir("volumes")?.display());
+    procs.ensure("local-path", &programs.join("local-path"), &config::helper_args(layout, &base))?;
     procs.ensure("kubelet", &programs.join("kubelet"), &config::kubelet_args(layout))?;
     procs.ensure(
         "kube-proxy",
@@ -182,15 +196,22 @@ fn node(layout: &Layout, programs: &Path, procs: &mut Procs) -> Result<()> {
         &[format!("--config={}", layout.path("kube-proxy.yaml"))],
     )?;
     let node = format!("node/{NODE}");
-    alive_until(procs, &["kubelet", "kube-proxy", "kube-controller-manager", "kube-scheduler"], "the node", || {
-        sh::probe(Command::new(programs.join("kubectl")).arg("--kubeconfig").arg(layout.path("pki/admin.conf")).args([
-            "wait",
-            "--for=condition=Ready",
-            "--timeout=2s",
-            &node,
-        ]))
-        .map(drop)
-    })
+    alive_until(
+        procs,
+        &["kubelet", "kube-proxy", "netpol", "local-path", "kube-controller-manager", "kube-scheduler"],
+        "the node",
+        || {
+            sh::probe(
+                Command::new(programs.join("kubectl")).arg("--kubeconfig").arg(layout.path("pki/admin.conf")).args([
+                    "wait",
+                    "--for=condition=Ready",
+                    "--timeout=2s",
+                    &node,
+                ]),
+            )
+            .map(drop)
+        },
+    )
 }
 
 /// Polls, and fails at once when one of the processes is gone.
@@ -216,7 +237,7 @@ fn program(name: &str) -> Result<PathBuf> {
 }
 
 /// A file that only this user may read.
-fn write_private(file: &Path, body: &[u8]) -> Result<()> {
+pub(super) fn write_private(file: &Path, body: &[u8]) -> Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let partial = file.with_extension("partial");
