@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::{progress, sh};
 
@@ -19,6 +20,9 @@ struct Record {
     /// Field 22 of `/proc/PID/stat`: with the pid it names one process for good.
     start_time: String,
     command: Vec<String>,
+    /// Digest of the configuration file it was started with.
+    #[serde(default)]
+    config: String,
 }
 
 /// The recorded processes, kept in one file.
@@ -49,11 +53,14 @@ impl Procs {
         self.logs.join(format!("{name}.log"))
     }
 
-    /// Starts the process unless it runs with this very command; a changed command restarts it.
-    pub(crate) fn ensure(&mut self, name: &str, program: &Path, args: &[String]) -> Result<()> {
+    /// Starts the process unless it runs with this very command and configuration (the text of
+    /// its file, "" for none); a change of either restarts it.
+    pub(crate) fn ensure(&mut self, name: &str, program: &Path, args: &[String], config: &str) -> Result<()> {
+        let config = hex::encode(&Sha256::digest(config)[..6]);
         let mut command = vec![program.to_string_lossy().into_owned()];
         command.extend_from_slice(args);
-        if self.records.get(name).is_some_and(|record| record.alive() && record.command == command) {
+        let same = |record: &Record| record.alive() && record.command == command && record.config == config;
+        if self.records.get(name).is_some_and(same) {
             return Ok(());
         }
         self.stop(name)?;
@@ -72,7 +79,7 @@ impl Procs {
         let start_time = start_time(pid).with_context(|| {
             format!("{name} ended at once; its log is {}:\n{}", self.log(name).display(), sh::tail(&self.log(name)))
         })?;
-        self.records.insert(name.to_owned(), Record { pid, start_time, command });
+        self.records.insert(name.to_owned(), Record { pid, start_time, command, config });
         self.save()
     }
 

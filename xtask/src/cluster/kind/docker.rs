@@ -123,7 +123,7 @@ fn start() -> Result<()> {
         args.push("--default-runtime=nosys".to_owned());
     }
     let mut procs = procs()?;
-    procs.ensure("dockerd", &sh::which("dockerd").context("dockerd is not on PATH")?, &args)?;
+    procs.ensure("dockerd", &sh::which("dockerd").context("dockerd is not on PATH")?, &args, "")?;
     wait_for("the Docker daemon", Duration::from_mins(1), || {
         if let Err(gone) = procs.check("dockerd") {
             return Err(gone.to_string());

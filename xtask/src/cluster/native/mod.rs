@@ -71,7 +71,7 @@ pub(crate) fn up() -> Result<()> {
     step("images of the cluster itself", || addons::images(&layout, &tools, &coredns))?;
     step("node", || node(&layout, &programs, &mut procs))?;
     step("cluster DNS", || addons::apply(&programs))?;
-    procs.ensure("forward", &tools.join("forward"), &["127.0.0.1:8080".to_owned(), format!("{NODE_IP}:30080")])
+    procs.ensure("forward", &tools.join("forward"), &["127.0.0.1:8080".to_owned(), format!("{NODE_IP}:30080")], "")
 }
 
 /// Stops and removes everything that `up` made.
@@ -150,14 +150,16 @@ fn control_plane(layout: &Layout, programs: &Path, tools: &Path, procs: &mut Pro
     let wrapper = tools.join("runc-nosys").to_string_lossy().into_owned();
     let wrapper = (!super::has_sys_resource()).then_some(wrapper.as_str());
     let file = layout.root.join("containerd.toml");
-    std::fs::write(&file, config::containerd(layout, wrapper))?;
+    let text = config::containerd(layout, wrapper);
+    std::fs::write(&file, &text)?;
     procs.ensure(
         "containerd",
         &program("containerd")?,
         &["--config".to_owned(), file.to_string_lossy().into_owned()],
+        &text,
     )?;
-    procs.ensure("etcd", &programs.join("etcd"), &config::etcd_args(layout))?;
-    procs.ensure("kube-apiserver", &programs.join("kube-apiserver"), &config::api_server_args(layout))?;
+    procs.ensure("etcd", &programs.join("etcd"), &config::etcd_args(layout), "")?;
+    procs.ensure("kube-apiserver", &programs.join("kube-apiserver"), &config::api_server_args(layout), "")?;
     let kubectl = |args: &[&str]| {
         sh::probe(
             Command::new(programs.join("kubectl"))
@@ -177,23 +179,26 @@ fn control_plane(layout: &Layout, programs: &Path, tools: &Path, procs: &mut Pro
         "kube-controller-manager",
         &programs.join("kube-controller-manager"),
         &config::controller_manager_args(layout),
+        "",
     )?;
-    procs.ensure("kube-scheduler", &programs.join("kube-scheduler"), &config::scheduler_args(layout))
+    procs.ensure("kube-scheduler", &programs.join("kube-scheduler"), &config::scheduler_args(layout), "")
 }
 
 fn node(layout: &Layout, programs: &Path, procs: &mut Procs) -> Result<()> {
-    std::fs::write(layout.root.join("kubelet.yaml"), config::kubelet(layout))?;
-    std::fs::write(layout.root.join("kube-proxy.yaml"), config::kube_proxy(layout))?;
+    let (kubelet, kube_proxy) = (config::kubelet(layout), config::kube_proxy(layout));
+    std::fs::write(layout.root.join("kubelet.yaml"), &kubelet)?;
+    std::fs::write(layout.root.join("kube-proxy.yaml"), &kube_proxy)?;
     layout.dir("kubelet")?;
     let socket = format!("--socket={}", layout.path("netpol.sock"));
-    procs.ensure("netpol", &programs.join("netpol"), &config::helper_args(layout, &socket))?;
+    procs.ensure("netpol", &programs.join("netpol"), &config::helper_args(layout, &socket), "")?;
     let base = format!("--base={}", layout.dir("volumes")?.display());
-    procs.ensure("local-path", &programs.join("local-path"), &config::helper_args(layout, &base))?;
-    procs.ensure("kubelet", &programs.join("kubelet"), &config::kubelet_args(layout))?;
+    procs.ensure("local-path", &programs.join("local-path"), &config::helper_args(layout, &base), "")?;
+    procs.ensure("kubelet", &programs.join("kubelet"), &config::kubelet_args(layout), &kubelet)?;
     procs.ensure(
         "kube-proxy",
         &programs.join("kube-proxy"),
         &[format!("--config={}", layout.path("kube-proxy.yaml"))],
+        &kube_proxy,
     )?;
     let node = format!("node/{NODE}");
     alive_until(
