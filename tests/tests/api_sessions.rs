@@ -329,6 +329,10 @@ async fn bad_requests_are_refused_with_the_field_and_what_to_do() -> Result<()> 
         assert_eq!((answer.status.as_u16(), answer.problem()), (422, "invalid-field"), "{body}: {}", answer.body);
         assert_eq!(answer.body["field"], field, "{body}: {}", answer.body);
     }
+    for path in ["/v1/sessions?workspace=%00", "/v1/sessions/%00", "/v1/sessions/%FF"] {
+        let status = api.get(path).await?.status.as_u16();
+        assert!(matches!(status, 400 | 404 | 422), "{path}: {status}");
+    }
     let raw = async |kind: &str, body: Vec<u8>| -> Result<Answer> {
         api.send(api.request(Method::POST, "/v1/sessions").header("content-type", kind).body(body)).await
     };

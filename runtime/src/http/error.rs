@@ -184,6 +184,11 @@ impl From<StoreError> for Problem {
             StoreError::TenantGone => {
                 Self::unauthorized(Some("invalid_token"), "the organization no longer exists".to_owned())
             }
+            StoreError::Value(error) => {
+                tracing::info!(%error, "the database refuses a value");
+                let detail = "The request holds a value that cannot be stored: a NUL character, or something too long.";
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-value", "Invalid value", detail)
+            }
             StoreError::Database(error) => {
                 tracing::error!(%error, "database error");
                 Self::internal()

@@ -18,6 +18,11 @@ use crate::store::sessions::Phase;
 /// A transcript may be long.
 pub const MAX_TRANSCRIPT_BYTES: usize = 32 * 1024 * 1024;
 
+/// Nobody talks that much; without a limit an agent could fill the database with the token in its pod.
+const MAX_MESSAGES: i32 = 20_000;
+/// A longer message is cut: a screen has 1000 lines of 80 characters.
+const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
+
 /// A pod's view of its session.
 #[derive(Debug, Deserialize)]
 pub struct Transcript {
@@ -78,6 +83,10 @@ pub async fn put_messages(
     let Some(session) = tx.session(id).await? else {
         return Err(Problem::no_such_session());
     };
+    if let Some(bad) = transcript.messages.iter().find(|message| !(0..MAX_MESSAGES).contains(&message.id)) {
+        let detail = format!("A message's id is 0 to {}, not {}.", MAX_MESSAGES - 1, bad.id);
+        return Err(Problem::invalid_field("messages", detail));
+    }
     let messages: Vec<Message> = transcript.messages.into_iter().map(Message::from).collect();
     tx.upsert_messages(id, &messages).await?;
     if session.phase == Phase::Running {
@@ -98,7 +107,8 @@ impl From<TranscriptMessage> for Message {
             MessageRole::User => "user",
         };
         // Postgres cannot store NUL, and a terminal can produce it.
-        let content = message.content.replace('\0', "");
+        let mut content = message.content.replace('\0', "");
+        content.truncate(content.floor_char_boundary(MAX_MESSAGE_BYTES));
         Self { id: message.id, role: role.to_owned(), content, time: message.time.to_string() }
     }
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use agentapi_crds::names;
+use agentapi_crds::pod::instantiate;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{Pod as KubePod, PodSpec, PodTemplate, Secret, SecretVolumeSource, Volume};
+use k8s_openapi::api::core::v1::{Pod as KubePod, PodTemplate, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::ResourceExt;
 use secrecy::ExposeSecret;
@@ -13,11 +14,6 @@ use uuid::Uuid;
 
 use crate::pods::{Pod, PodKind, PodRequest, PodState};
 
-/// Where a session pod mounts its Secret; its volume is the one that gets the pod's own Secret.
-const SECRET_MOUNT: &str = "/run/agentapi/session";
-/// Readable by the pod's group (fsGroup) only.
-const SECRET_MODE: i32 = 0o440;
-
 /// A cold pod's name says which session it is for, so a second attempt finds it.
 pub(super) fn cold_pod_name(session: Uuid) -> String {
     format!("s-{}", session.simple())
@@ -25,51 +21,12 @@ pub(super) fn cold_pod_name(session: Uuid) -> String {
 
 /// The pod of a session, from its workspace's template.
 pub(super) fn cold_pod(template: &PodTemplate, name: &str, request: &PodRequest) -> Result<KubePod, String> {
-    let template = template.template.clone().unwrap_or_default();
-    let metadata = template.metadata.unwrap_or_default();
-    let mut spec =
-        template.spec.ok_or_else(|| format!("the pod template of workspace {} has no spec", request.workspace))?;
-    mount_own_secret(&mut spec, name);
-    let mut labels = metadata.labels.unwrap_or_default();
-    labels.extend([
-        (names::LABEL_MANAGED_BY.to_owned(), names::OPERATOR.to_owned()),
-        (names::LABEL_COMPONENT.to_owned(), names::COMPONENT_SESSION.to_owned()),
-        (names::LABEL_ORGANIZATION.to_owned(), request.organization.clone()),
-        (names::LABEL_WORKSPACE.to_owned(), request.workspace.clone()),
-        (names::LABEL_SESSION.to_owned(), request.session.to_string()),
-        (names::LABEL_POOL.to_owned(), names::POOL_COLD.to_owned()),
-    ]);
-    Ok(KubePod {
-        metadata: ObjectMeta {
-            name: Some(name.to_owned()),
-            labels: Some(labels),
-            annotations: metadata.annotations,
-            ..ObjectMeta::default()
-        },
-        spec: Some(spec),
-        status: None,
-    })
-}
-
-/// Points the session's volume at this pod's Secret, and adds it if the template has none.
-fn mount_own_secret(spec: &mut PodSpec, pod: &str) {
-    let source = SecretVolumeSource {
-        secret_name: Some(names::session_secret(pod)),
-        optional: Some(true),
-        default_mode: Some(SECRET_MODE),
-        ..SecretVolumeSource::default()
-    };
-    let mounted = spec
-        .containers
-        .iter()
-        .flat_map(|container| container.volume_mounts.iter().flatten())
-        .find(|mount| mount.mount_path == SECRET_MOUNT)
-        .map(|mount| mount.name.clone());
-    let volumes = spec.volumes.get_or_insert_default();
-    if let Some(name) = mounted {
-        volumes.retain(|volume| volume.name != name);
-        volumes.push(Volume { name, secret: Some(source), ..Volume::default() });
+    let mut pod = instantiate(template, name, names::POOL_COLD);
+    if pod.spec.is_none() {
+        return Err(format!("the pod template of workspace {} has no spec", request.workspace));
     }
+    pod.labels_mut().insert(names::LABEL_SESSION.to_owned(), request.session.to_string());
+    Ok(pod)
 }
 
 /// What the pod learns about its session, also after a container restart.

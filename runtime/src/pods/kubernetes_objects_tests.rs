@@ -19,12 +19,9 @@ fn template() -> PodTemplate {
         "template": {
             "metadata": {"labels": {"agentapi.dev/pool": "warm", "x": "y"}, "annotations": {"a": "b"}},
             "spec": {
-                "containers": [{"name": "agent", "volumeMounts": [
-                    {"name": "session-secret", "mountPath": "/run/agentapi/session"},
-                    {"name": "state", "mountPath": "/state"}
-                ]}],
+                "containers": [{"name": "agent"}],
                 "volumes": [
-                    {"name": "session-secret", "secret": {"secretName": "placeholder", "optional": true}},
+                    {"name": "session", "secret": {"secretName": "placeholder", "optional": true}},
                     {"name": "state", "emptyDir": {}}
                 ]
             }

@@ -28,6 +28,9 @@ pub enum StoreError {
     /// The tenant's role is gone: the organization was deleted.
     #[error("the organization's database role no longer exists")]
     TenantGone,
+    /// A value that came from outside and that Postgres cannot hold, such as text with a NUL byte.
+    #[error("the database cannot hold this value: {0}")]
+    Value(sqlx::Error),
     /// A statement failed.
     #[error("database: {0}")]
     Database(sqlx::Error),
@@ -47,6 +50,8 @@ impl From<sqlx::Error> for StoreError {
                 Some(code) if code.starts_with("57P0") || code.starts_with("08") || code == "53300" => {
                     Self::Unavailable(error)
                 }
+                // Data exceptions, and what a check or a length refuses.
+                Some(code) if code.starts_with("22") || code == "23514" => Self::Value(error),
                 _ => Self::Database(error),
             },
             _ => Self::Database(error),
