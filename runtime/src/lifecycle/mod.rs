@@ -50,6 +50,13 @@ pub enum LifecycleError {
     PodLost(String),
 }
 
+impl LifecycleError {
+    /// Whether the same step may well succeed in a moment.
+    fn is_passing(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Unavailable(_)) | Self::Pods(PodError::Unavailable(_)))
+    }
+}
+
 /// Everything that sessions need to live.
 pub struct Lifecycle {
     store: Store,

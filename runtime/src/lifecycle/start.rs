@@ -25,6 +25,18 @@ const POLL: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(10);
 const SLOW_POLL: Duration = Duration::from_millis(500);
 
+/// Repeats a step while the cluster or the database is away, until the start's deadline.
+macro_rules! patiently {
+    ($lifecycle:expr, $began:expr, $session:expr, $step:expr) => {
+        loop {
+            match $step.await.map_err(LifecycleError::from) {
+                Err(error) if error.is_passing() => $lifecycle.hold_on($began, $session, &error).await?,
+                done => break done,
+            }
+        }
+    };
+}
+
 /// A session to start.
 pub struct Launch {
     /// Its id.
@@ -102,7 +114,7 @@ impl Lifecycle {
         let token = self.tokens.for_session(&claims)?;
         let request = PodRequest { session, organization: organization.slug.clone(), workspace, env, prompt, token };
         let pod = loop {
-            let pod = self.acquire(&request, began).await?;
+            let pod = patiently!(self, began, session, self.pods.acquire(&request))?;
             match (pod.kind, pod.ip()) {
                 (PodKind::Warm, Some(ip)) => {
                     match self.agents.claim(Target { session, pod: &pod.name, ip }, &request).await {
@@ -110,7 +122,7 @@ impl Lifecycle {
                         // A warm pod that died between the list and the claim: let it go and take another.
                         Err(error @ (AgentError::Unreachable(_) | AgentError::Taken)) => {
                             tracing::warn!(%session, pod = pod.name, %error, "warm pod is of no use");
-                            self.pods.release(&organization.slug, session).await?;
+                            patiently!(self, began, session, self.pods.release(&organization.slug, session))?;
                             self.check_deadline(began, "a usable warm pod")?;
                             sleep(SLOW_POLL).await;
                         }
@@ -123,7 +135,7 @@ impl Lifecycle {
         if pod.kind == PodKind::Warm {
             self.metrics.pod_claimed(pod.kind.as_str(), began.elapsed());
         }
-        if !self.record_starting(&organization, session, &pod).await? {
+        if !patiently!(self, began, session, self.record_starting(&organization, session, &pod))? {
             // Deleted meanwhile; whoever did that may have looked before there was a pod.
             self.pods.release(&organization.slug, session).await?;
             return Ok(());
@@ -131,19 +143,12 @@ impl Lifecycle {
         self.await_ready(&organization, session, pod, began).await
     }
 
-    /// Takes a pod, with patience for an API server that is away.
-    async fn acquire(&self, request: &PodRequest, began: Instant) -> Result<Pod, LifecycleError> {
-        loop {
-            match self.pods.acquire(request).await {
-                Ok(pod) => return Ok(pod),
-                Err(error @ PodError::Refused(_)) => return Err(error.into()),
-                Err(PodError::Unavailable(error)) => {
-                    tracing::warn!(session = %request.session, error, "cannot take a pod yet");
-                    self.check_deadline(began, &error)?;
-                    sleep(SLOW_POLL).await;
-                }
-            }
-        }
+    /// The cluster or the database is away: waits, unless the start's deadline is over.
+    async fn hold_on(&self, began: Instant, session: Uuid, error: &LifecycleError) -> Result<(), LifecycleError> {
+        tracing::warn!(%session, %error, "a step of the session's start has to wait");
+        self.check_deadline(began, &error.to_string())?;
+        sleep(SLOW_POLL).await;
+        Ok(())
     }
 
     async fn record_starting(
@@ -156,6 +161,13 @@ impl Lifecycle {
         let recorded = tx.session_starting(session, &pod.name, pod.ip()).await?;
         tx.commit().await?;
         Ok(recorded)
+    }
+
+    async fn record_running(&self, organization: &Organization, session: Uuid) -> Result<bool, LifecycleError> {
+        let mut tx = self.store.tenant_tx(&TenantScope::system(organization)).await?;
+        let running = tx.session_running(session).await?;
+        tx.commit().await?;
+        Ok(running)
     }
 
     /// Waits for the container, then for the agent's first screen, then opens the session for messages.
@@ -174,7 +186,7 @@ impl Lifecycle {
                 PodState::Waiting(_) => {
                     let left = self.start_deadline.saturating_sub(began.elapsed());
                     let slug = &organization.slug;
-                    let seen = self.pods.wait_running(slug, &pod.name, left).await?;
+                    let seen = patiently!(self, began, session, self.pods.wait_running(slug, &pod.name, left))?;
                     let Some(seen) = seen else {
                         return Err(LifecycleError::PodLost("the session's pod was deleted while it started".into()));
                     };
@@ -190,7 +202,7 @@ impl Lifecycle {
                 PodState::Failed(why) => return Err(LifecycleError::PodLost(why.clone())),
             };
             if known_ip.as_ref() != Some(&ip) {
-                if !self.record_starting(organization, session, &pod).await? {
+                if !patiently!(self, began, session, self.record_starting(organization, session, &pod))? {
                     self.pods.release(&organization.slug, session).await?;
                     return Ok(());
                 }
@@ -211,9 +223,7 @@ impl Lifecycle {
                 sleep(POLL).await;
             }
         }
-        let mut tx = self.store.tenant_tx(&TenantScope::system(organization)).await?;
-        let running = tx.session_running(session).await?;
-        tx.commit().await?;
+        let running = patiently!(self, began, session, self.record_running(organization, session))?;
         if running {
             self.metrics.session_started(kind.as_str(), began.elapsed());
             tracing::info!(%session, pod = pod.name, kind = kind.as_str(), took = ?began.elapsed(), "session is running");
