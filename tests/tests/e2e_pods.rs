@@ -125,6 +125,9 @@ async fn warm_pods_are_claimed_once_and_the_rest_are_made() -> Result<()> {
         assert_eq!(Some(&owner.uid), kube.metadata.uid.as_ref());
         let data = secret.data.context("no data")?;
         assert_eq!(data["env.json"].0, br#"{"WORD":"hunter2"}"#);
+        room.pods.renew_token(&room.organization, &pod.name, &SecretString::from("renewed")).await?;
+        let data = room.api::<Secret>().get(&names::session_secret(&pod.name)).await?.data.context("no data")?;
+        assert_eq!((data["token"].0.as_slice(), data.len()), (&b"renewed"[..], 3));
     }
     assert_eq!(room.pods.of_sessions(&room.organization).await?.len(), 6);
 

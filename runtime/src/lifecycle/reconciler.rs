@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{ABANDONED, Lifecycle, LifecycleError};
 use crate::audit::Origin;
+use crate::auth::session_token::SessionClaims;
 use crate::pods::{Pod, PodState};
 use crate::store::TenantScope;
 use crate::store::identity::Organization;
@@ -19,10 +20,20 @@ use crate::store::sessions::{Phase, Session};
 /// A pod without a live session may be one whose row is not written yet; it gets this long.
 const ORPHAN_ROUNDS: u32 = 2;
 
+/// Session tokens live a day; a session that lives longer gets a new one this often.
+const RENEW_EVERY: Duration = Duration::from_secs(12 * 3600);
+
+/// What the leader remembers from round to round; a new leader begins with nothing, which costs it one more write.
+#[derive(Default)]
+struct Memory {
+    orphans: HashMap<Uuid, u32>,
+    renewed: HashMap<Uuid, Instant>,
+}
+
 /// Runs until `stop`.
 pub async fn run(lifecycle: Arc<Lifecycle>, every: Duration, stop: CancellationToken) {
     let mut leadership: Option<Leadership> = None;
-    let mut orphans: HashMap<Uuid, u32> = HashMap::new();
+    let mut memory = Memory::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
@@ -31,7 +42,7 @@ pub async fn run(lifecycle: Arc<Lifecycle>, every: Duration, stop: CancellationT
         leadership = lead(&lifecycle, leadership).await;
         lifecycle.metrics.leading(leadership.is_some());
         if leadership.is_some()
-            && let Err(error) = round(&lifecycle, &mut orphans).await
+            && let Err(error) = round(&lifecycle, &mut memory).await
         {
             tracing::warn!(%error, "session reconciler: this round failed");
         }
@@ -64,14 +75,14 @@ async fn lead(lifecycle: &Lifecycle, current: Option<Leadership>) -> Option<Lead
     }
 }
 
-async fn round(lifecycle: &Arc<Lifecycle>, orphans: &mut HashMap<Uuid, u32>) -> Result<(), LifecycleError> {
+async fn round(lifecycle: &Arc<Lifecycle>, memory: &mut Memory) -> Result<(), LifecycleError> {
     let mut per_phase: BTreeMap<&str, i64> =
         [Phase::Pending, Phase::Starting, Phase::Running, Phase::Terminating].map(|phase| (phase.as_str(), 0)).into();
-    let mut still_orphaned = HashMap::new();
+    let mut next = Memory::default();
     for organization in lifecycle.store.organizations().await? {
         let organization = Arc::new(organization);
         // One tenant's trouble must not keep the loop from the others.
-        match tenant(lifecycle, &organization, orphans, &mut still_orphaned).await {
+        match tenant(lifecycle, &organization, memory, &mut next).await {
             Ok(sessions) => {
                 for session in sessions {
                     *per_phase.entry(session.phase.as_str()).or_default() += 1;
@@ -80,7 +91,7 @@ async fn round(lifecycle: &Arc<Lifecycle>, orphans: &mut HashMap<Uuid, u32>) -> 
             Err(error) => tracing::warn!(organization = organization.slug, %error, "session reconciler"),
         }
     }
-    *orphans = still_orphaned;
+    *memory = next;
     for (phase, count) in per_phase {
         lifecycle.metrics.sessions(phase, count);
     }
@@ -90,8 +101,8 @@ async fn round(lifecycle: &Arc<Lifecycle>, orphans: &mut HashMap<Uuid, u32>) -> 
 async fn tenant(
     lifecycle: &Arc<Lifecycle>,
     organization: &Arc<Organization>,
-    orphans: &HashMap<Uuid, u32>,
-    still_orphaned: &mut HashMap<Uuid, u32>,
+    memory: &Memory,
+    next: &mut Memory,
 ) -> Result<Vec<Session>, LifecycleError> {
     // Pods first: a session that is created in between is then in the list of rows, and not taken for an orphan.
     let pods = lifecycle.pods.of_sessions(&organization.slug).await?;
@@ -109,17 +120,20 @@ async fn tenant(
     for session in &sessions {
         let pod = by_session.remove(&session.id);
         session_step(lifecycle, organization, session, pod).await?;
+        if let Some(at) = renew_token(lifecycle, organization, session, memory.renewed.get(&session.id)).await {
+            next.renewed.insert(session.id, at);
+        }
     }
     for (session, pod) in by_session {
         if pod.state == PodState::Terminating {
             continue;
         }
-        let rounds = orphans.get(&session).copied().unwrap_or(0) + 1;
+        let rounds = memory.orphans.get(&session).copied().unwrap_or(0) + 1;
         if rounds > ORPHAN_ROUNDS {
             tracing::warn!(%session, pod = pod.name, "deleting a pod whose session is over");
             lifecycle.pods.release(&organization.slug, session).await?;
         }
-        still_orphaned.insert(session, rounds);
+        next.orphans.insert(session, rounds);
     }
     Ok(sessions)
 }
@@ -188,6 +202,34 @@ async fn running_step(
     let (scope, origin) = (TenantScope::system(organization), Origin::system("sessions"));
     lifecycle.end(&scope, organization, session.id, reason, &origin).await?;
     Ok(())
+}
+
+/// When the session's token was renewed last, now for one. None: not yet, and the next round tries again.
+async fn renew_token(
+    lifecycle: &Lifecycle,
+    organization: &Organization,
+    session: &Session,
+    last: Option<&Instant>,
+) -> Option<Instant> {
+    if session.phase != Phase::Running || session.age_seconds < RENEW_EVERY.as_secs_f64() {
+        return None;
+    }
+    if let Some(last) = last.filter(|last| last.elapsed() < RENEW_EVERY) {
+        return Some(*last);
+    }
+    let pod = session.pod_name.as_deref()?;
+    let claims = SessionClaims { sub: session.id, org: organization.slug.clone(), ws: session.workspace.clone() };
+    let renewed = async {
+        let token = lifecycle.tokens.for_session(&claims)?;
+        Ok::<_, LifecycleError>(lifecycle.pods.renew_token(&organization.slug, pod, &token).await?)
+    };
+    match renewed.await {
+        Ok(()) => Some(Instant::now()),
+        Err(error) => {
+            tracing::warn!(session = %session.id, %error, "cannot renew the session's token");
+            None
+        }
+    }
 }
 
 /// `1h30m`, `45s`: the form that the Workspace's validation lets in.

@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::wait::await_condition;
 use kube::{Client, ResourceExt};
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -158,6 +159,13 @@ impl KubernetesPods {
         patched.map(|_| ()).map_err(refused_or_away)
     }
 
+    async fn patch_token(&self, organization: &str, pod: &str, token: &SecretString) -> Result<(), PodError> {
+        let patch = json!({ "stringData": { objects::TOKEN_KEY: token.expose_secret() } });
+        let name = names::session_secret(pod);
+        let patched = self.secrets(organization).patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        patched.map(|_| ()).map_err(refused_or_away)
+    }
+
     async fn delete_secret(&self, organization: &str, name: &str) -> Result<(), PodError> {
         match self.secrets(organization).delete(name, &DeleteParams::default()).await {
             Ok(_) => Ok(()),
@@ -228,6 +236,15 @@ impl PodBackend for KubernetesPods {
         within: Duration,
     ) -> BoxFuture<'a, Result<Option<Pod>, PodError>> {
         Box::pin(self.wait(organization, pod, within))
+    }
+
+    fn renew_token<'a>(
+        &'a self,
+        organization: &'a str,
+        pod: &'a str,
+        token: &'a SecretString,
+    ) -> BoxFuture<'a, Result<(), PodError>> {
+        Box::pin(self.patch_token(organization, pod, token))
     }
 
     fn of_sessions<'a>(&'a self, organization: &'a str) -> BoxFuture<'a, Result<Vec<(Uuid, Pod)>, PodError>> {

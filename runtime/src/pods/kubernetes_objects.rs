@@ -14,6 +14,9 @@ use uuid::Uuid;
 
 use crate::pods::{Pod, PodKind, PodRequest, PodState};
 
+/// Key of the session token in a session's Secret.
+pub(super) const TOKEN_KEY: &str = "token";
+
 /// A cold pod's name says which session it is for, so a second attempt finds it.
 pub(super) fn cold_pod_name(session: Uuid) -> String {
     format!("s-{}", session.simple())
@@ -42,7 +45,7 @@ pub(super) fn session_secret(request: &PodRequest, pod: &str, owner: Option<Owne
     let data = BTreeMap::from([
         ("env.json".to_owned(), ByteString(json!(env).to_string().into_bytes())),
         ("session.json".to_owned(), ByteString(session.to_string().into_bytes())),
-        ("token".to_owned(), ByteString(request.token.expose_secret().as_bytes().to_vec())),
+        (TOKEN_KEY.to_owned(), ByteString(request.token.expose_secret().as_bytes().to_vec())),
     ]);
     let labels = BTreeMap::from([
         (names::LABEL_MANAGED_BY.to_owned(), names::OPERATOR.to_owned()),

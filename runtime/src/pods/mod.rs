@@ -105,6 +105,14 @@ pub trait PodBackend: Send + Sync + 'static {
         within: Duration,
     ) -> BoxFuture<'a, Result<Option<Pod>, PodError>>;
 
+    /// Puts a new session token where the pod reads it.
+    fn renew_token<'a>(
+        &'a self,
+        organization: &'a str,
+        pod: &'a str,
+        token: &'a SecretString,
+    ) -> BoxFuture<'a, Result<(), PodError>>;
+
     /// Pods of all the organization's sessions.
     fn of_sessions<'a>(&'a self, organization: &'a str) -> BoxFuture<'a, Result<Vec<(Uuid, Pod)>, PodError>>;
 

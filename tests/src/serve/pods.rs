@@ -13,7 +13,7 @@ use agentapi_crds::names::{SESSION_PORT, env};
 use agentapi_runtime::pods::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState};
 use anyhow::{Context, Result};
 use futures::future::BoxFuture;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -240,6 +240,19 @@ impl PodBackend for ProcessPods {
         Box::pin(async move {
             self.check()?;
             Ok(self.state().running.get_mut(name).map(|process| pod(name, process)))
+        })
+    }
+
+    fn renew_token<'a>(
+        &'a self,
+        _organization: &'a str,
+        name: &'a str,
+        token: &'a SecretString,
+    ) -> BoxFuture<'a, Result<(), PodError>> {
+        let file = self.folder.path().join(name).join("secret/token");
+        Box::pin(async move {
+            self.check()?;
+            std::fs::write(file, token.expose_secret()).map_err(|error| PodError::Unavailable(error.to_string()))
         })
     }
 
