@@ -33,7 +33,7 @@ pub struct Config {
     /// Age in days at which the password of a read-only role is rotated.
     #[arg(long, env = "CREDENTIAL_MAX_AGE_DAYS", default_value_t = 90)]
     pub credential_max_age_days: u32,
-    /// Seconds after which deleting an Organization that retains its rows no longer waits for Postgres.
+    /// Seconds after which a deletion no longer waits for Postgres; what is left there goes when it is back.
     #[arg(long, env = "DELETION_DEADLINE_SECONDS", default_value_t = 600)]
     pub deletion_deadline_seconds: u32,
     /// Address of the probes and metrics.

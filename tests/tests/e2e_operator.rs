@@ -6,6 +6,7 @@ use agentapi_tests::cluster::{Cluster, eventually};
 use anyhow::Result;
 use serde_json::Value;
 use std::time::{Duration, Instant};
+use url::Url;
 
 const SYSTEM: &str = "agentapi-system";
 const REPAIR: Duration = Duration::from_secs(5);
@@ -89,14 +90,14 @@ impl Tenant {
     fn sql(&self, query: &str) -> String {
         let secret =
             self.cluster.get("secret", Some(SYSTEM), "agentapi-postgres").unwrap().expect("no agentapi-postgres");
-        let url = decoded(&secret["data"]["admin-url"]);
-        let (before, path) = url.rsplit_once('/').unwrap();
-        let options = path.split_once('?').map_or("", |(_, options)| options);
+        let mut url = Url::parse(&decoded(&secret["data"]["admin-url"])).unwrap();
+        // From inside its own pod.
+        url.set_host(Some("127.0.0.1")).unwrap();
+        url.set_path("agentapi");
         let script = "PATH=$PATH:$(echo /usr/lib/postgresql/*/bin); exec psql -qAtX \"$0\" -c \"$1\"";
-        let url = format!("{before}/agentapi?{options}");
         let pod = "statefulset/agentapi-postgres";
         self.cluster
-            .kubectl(&["-n", SYSTEM, "exec", pod, "--", "sh", "-c", script, &url, query])
+            .kubectl(&["-n", SYSTEM, "exec", pod, "--", "sh", "-c", script, url.as_str(), query])
             .unwrap()
             .trim()
             .to_owned()
@@ -347,6 +348,22 @@ async fn deleting_lets_go_of_everything() {
     assert_eq!(tenant.sql(&format!("select count(*) from organizations where id = '{id}'")), "0");
     let audit = format!("select count(*) from audit_log where org_id = '{id}' and action = 'organization.delete'");
     assert_eq!(tenant.sql(&audit), "1");
+}
+
+#[tokio::test]
+async fn what_a_workspace_left_that_lost_its_finalizer_is_swept() {
+    let tenant = Tenant::new("e2e-orphans").await;
+    let team = tenant.team();
+    // While the operator does not look: the finalizer goes in the same moment as the object.
+    tenant.cluster.kubectl(&["-n", &team, "delete", "workspace", "web", "--wait=false"]).unwrap();
+    let bare = r#"{"metadata":{"finalizers":null}}"#;
+    // It may have gone by itself already; then the operator took everything away.
+    let patched =
+        tenant.cluster.try_kubectl(&["-n", &team, "patch", "workspace", "web", "--type=merge", "-p", bare], "");
+    println!("patched: {}", patched.unwrap().ok);
+    for (kind, name) in [("podtemplate", "ws-web"), ("networkpolicy", "ws-web")] {
+        tenant.repaired(&format!("sweep {kind} {name}"), || Ok(tenant.get(kind, name).is_none())).await;
+    }
 }
 
 #[tokio::test]

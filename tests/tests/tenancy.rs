@@ -130,7 +130,7 @@ async fn drift_is_put_right() {
         "alter role org_acme bypassrls",
         "revoke org_acme from agentapi_runtime",
         "create role meddler; grant org_acme to meddler",
-        "grant agentapi_runtime to org_acme",
+        "create role lure; grant lure to org_acme",
         "drop role org_acme",
     ] {
         fixture.admin(drift).await;

@@ -11,13 +11,13 @@ use agentapi_crds::names::OPERATOR;
 use backon::{ConstantBuilder, Retryable};
 use kube::{
     Api, Resource, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     fmt::Debug,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -146,15 +146,20 @@ impl Applier {
         }
     }
 
-    /// Delete what carries the labels of `selector` and is not in `keep`.
-    pub async fn sweep<K: Applicable>(&self, api: &Api<K>, selector: &str, keep: &BTreeSet<String>) -> Result<()> {
+    /// Delete what carries the labels of `selector` and nobody wants.
+    pub async fn sweep<K: Applicable>(
+        &self,
+        api: &Api<K>,
+        selector: &str,
+        wanted: impl Fn(&ObjectMeta) -> bool,
+    ) -> Result<()> {
         let kind = K::kind(&());
         let list = api
             .list_metadata(&ListParams::default().labels(selector))
             .await
             .map_err(|e| Error::kube("list", &kind, selector, e))?;
         for orphan in list.items {
-            if orphan.metadata.deletion_timestamp.is_none() && !keep.contains(&orphan.name_any()) {
+            if orphan.metadata.deletion_timestamp.is_none() && !wanted(&orphan.metadata) {
                 self.delete(api, &orphan.name_any()).await?;
             }
         }

@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// How often we look: well within the five seconds in which drift is repaired.
-const PERIOD: Duration = Duration::from_secs(3);
+const PERIOD: Duration = Duration::from_secs(2);
 
 /// Look again and again until `stop`.
 pub async fn watch(context: Arc<Context>, stop: CancellationToken) {

@@ -14,8 +14,8 @@ use k8s_openapi::{
         networking::v1::NetworkPolicy,
     },
 };
-use kube::{Api, ResourceExt};
-use std::{collections::BTreeSet, marker::PhantomData};
+use kube::{Api, ResourceExt, api::ObjectMeta};
+use std::marker::PhantomData;
 
 /// Write the namespace and the rights in it.
 pub async fn foundation(context: &Context, prepared: Foundation<Prepared>) -> Result<Foundation<Applied>> {
@@ -56,13 +56,13 @@ pub async fn contents(
         names::LABEL_ORGANIZATION,
         names::LABEL_WORKSPACE
     );
-    let keep = |names: &[String]| names.iter().cloned().collect::<BTreeSet<_>>();
-    let policies = keep(&[applied.default_deny.name_any(), applied.session_traffic.name_any()]);
-    context.applier.sweep::<NetworkPolicy>(&api(context, namespace), &owned, &policies).await?;
-    let quotas = keep(&[applied.quota.name_any()]);
-    context.applier.sweep::<ResourceQuota>(&api(context, namespace), &owned, &quotas).await?;
-    let limits = keep(&[applied.limits.name_any()]);
-    context.applier.sweep::<LimitRange>(&api(context, namespace), &owned, &limits).await?;
+    let (deny, traffic) = (applied.default_deny.metadata.name.clone(), applied.session_traffic.metadata.name.clone());
+    let policy = |meta: &ObjectMeta| meta.name == deny || meta.name == traffic;
+    context.applier.sweep::<NetworkPolicy>(&api(context, namespace), &owned, policy).await?;
+    let name = applied.quota.metadata.name.clone();
+    context.applier.sweep::<ResourceQuota>(&api(context, namespace), &owned, |meta| meta.name == name).await?;
+    let name = applied.limits.metadata.name.clone();
+    context.applier.sweep::<LimitRange>(&api(context, namespace), &owned, |meta| meta.name == name).await?;
     Ok(applied)
 }
 

@@ -38,14 +38,12 @@ const SOON: Duration = Duration::from_secs(3);
 
 /// Bring one Organization into order.
 pub async fn reconcile(organization: Arc<Organization>, context: Arc<Context>) -> Result<Action> {
-    within(LIMIT, async {
-        if organization.meta().deletion_timestamp.is_some() {
-            remove::remove(&organization, &context).await
-        } else {
-            present(&organization, &context).await
-        }
-    })
-    .await
+    // Boxed: the futures of so many writes are large.
+    if organization.meta().deletion_timestamp.is_some() {
+        within(LIMIT, Box::pin(remove::remove(&organization, &context))).await
+    } else {
+        within(LIMIT, Box::pin(present(&organization, &context))).await
+    }
 }
 
 async fn present(organization: &Organization, context: &Context) -> Result<Action> {
@@ -83,7 +81,8 @@ async fn present(organization: &Organization, context: &Context) -> Result<Actio
     apply::foundation(context, build::foundation(&tenant, &context.config)).await?;
 
     let contents = build::contents(&tenant, &organization.spec.quota, &context.config);
-    apply::contents(context, &namespace, &tenant.slug, contents).await?;
+    Box::pin(apply::contents(context, &namespace, &tenant.slug, contents)).await?;
+    super::workspace::apply::sweep_orphans(context, &namespace).await?;
 
     let live = dereference::credentials(context, &namespace).await?;
     let InPostgres { progress: database, secrets, sessions } =

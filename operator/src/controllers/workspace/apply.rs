@@ -8,6 +8,7 @@ use super::{
 use crate::{
     apply::Ownership,
     context::Context,
+    drift::{self, Owner},
     envelope,
     error::{Error, Result},
 };
@@ -16,8 +17,8 @@ use k8s_openapi::api::{
     core::v1::{PersistentVolumeClaim, Pod, PodTemplate},
     networking::v1::NetworkPolicy,
 };
-use kube::{Api, ResourceExt};
-use std::{collections::BTreeSet, marker::PhantomData};
+use kube::{Api, ResourceExt, api::ObjectMeta, runtime::reflector::ObjectRef};
+use std::marker::PhantomData;
 
 /// Write the template, the egress policy and the volume.
 pub async fn apply(context: &Context, prepared: Resources<Prepared>) -> Result<Resources<Applied>> {
@@ -97,9 +98,9 @@ pub async fn remove(
 ) -> Result<bool> {
     let client = &context.client;
     let owned = format!("{}={name},{}={namespace}", names::LABEL_WORKSPACE, names::LABEL_WORKSPACE_NAMESPACE);
-    let nothing = BTreeSet::new();
+    let nothing = |_: &ObjectMeta| false;
     let applier = &context.applier;
-    applier.sweep(&Api::<PodTemplate>::namespaced(client.clone(), tenant_namespace), &owned, &nothing).await?;
+    applier.sweep(&Api::<PodTemplate>::namespaced(client.clone(), tenant_namespace), &owned, nothing).await?;
     let pods = super::dereference::pods(context, tenant_namespace, name, namespace).await?;
     let api = Api::<Pod>::namespaced(client.clone(), tenant_namespace);
     let mut left = false;
@@ -119,9 +120,27 @@ pub async fn remove(
         }
     }
     if sessions && !left {
-        applier.sweep(&Api::<NetworkPolicy>::namespaced(client.clone(), tenant_namespace), &owned, &nothing).await?;
+        applier.sweep(&Api::<NetworkPolicy>::namespaced(client.clone(), tenant_namespace), &owned, nothing).await?;
         let volumes = Api::<PersistentVolumeClaim>::namespaced(client.clone(), tenant_namespace);
-        applier.sweep(&volumes, &owned, &nothing).await?;
+        applier.sweep(&volumes, &owned, nothing).await?;
     }
     Ok(left)
+}
+
+/// Take away what belongs to Workspaces that are gone although we did not see them go: somebody removed the
+/// finalizer by hand. Pods of sessions are the runtime's to end.
+pub async fn sweep_orphans(context: &Context, tenant_namespace: &str) -> Result<()> {
+    let (client, applier) = (&context.client, &context.applier);
+    let owned = format!("{}={},{}", names::LABEL_MANAGED_BY, names::OPERATOR, names::LABEL_WORKSPACE_NAMESPACE);
+    let warm = format!("{owned},{}={}", names::LABEL_POOL, names::POOL_WARM);
+    let wanted = |meta: &ObjectMeta| match drift::owner(meta) {
+        Some(Owner::Workspace(namespace, name)) => {
+            context.stores.workspaces.get(&ObjectRef::new(&name).within(&namespace)).is_some()
+        }
+        _ => true,
+    };
+    applier.sweep(&Api::<PodTemplate>::namespaced(client.clone(), tenant_namespace), &owned, wanted).await?;
+    applier.sweep(&Api::<Pod>::namespaced(client.clone(), tenant_namespace), &warm, wanted).await?;
+    applier.sweep(&Api::<NetworkPolicy>::namespaced(client.clone(), tenant_namespace), &owned, wanted).await?;
+    applier.sweep(&Api::<PersistentVolumeClaim>::namespaced(client.clone(), tenant_namespace), &owned, wanted).await
 }

@@ -32,14 +32,12 @@ const SOON: Duration = Duration::from_secs(3);
 
 /// Bring one Workspace into order.
 pub async fn reconcile(workspace: Arc<Workspace>, context: Arc<Context>) -> Result<Action> {
-    within(LIMIT, async {
-        if workspace.meta().deletion_timestamp.is_some() {
-            remove(&workspace, &context).await
-        } else {
-            present(&workspace, &context).await
-        }
-    })
-    .await
+    // Boxed: the futures of so many writes are large.
+    if workspace.meta().deletion_timestamp.is_some() {
+        within(LIMIT, Box::pin(remove(&workspace, &context))).await
+    } else {
+        within(LIMIT, Box::pin(present(&workspace, &context))).await
+    }
 }
 
 async fn present(workspace: &Workspace, context: &Context) -> Result<Action> {
@@ -65,7 +63,7 @@ async fn present(workspace: &Workspace, context: &Context) -> Result<Action> {
         runtime_internal_url: context.config.runtime_internal_url(),
         session_public_key: context.session_public_key.clone(),
     };
-    let applied = apply::apply(context, build::build(workspace, &accepted, &surroundings)).await?;
+    let applied = Box::pin(apply::apply(context, build::build(workspace, &accepted, &surroundings))).await?;
     // The row before the pool: a workspace is usable without warm pods, and not without a row.
     let database = write_row(workspace, &accepted, context).await;
     let tenant_namespace = names::tenant_namespace(&accepted.tenancy.slug);
