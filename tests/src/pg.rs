@@ -249,6 +249,14 @@ impl Database {
         Ok(PgConnection::connect(url).await?)
     }
 
+    /// An organization's read-only login as an attacker uses it: the setting that makes its transactions read-only is
+    /// a courtesy which it may switch off.
+    pub async fn connect_read_only(&self, organization: &Organization) -> Result<PgConnection> {
+        let mut connection = self.connect(&self.read_only_url(organization)).await?;
+        connection.execute("set default_transaction_read_only = off").await?;
+        Ok(connection)
+    }
+
     /// A name that no other test of this process uses.
     pub fn unique_slug(&self, prefix: &str) -> String {
         format!("{prefix}-{}", self.name)

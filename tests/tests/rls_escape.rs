@@ -19,7 +19,7 @@ const DENIED: &str = "42501";
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_login_stays_what_it_is() {
     let world = World::create().await.unwrap();
-    let mut ro = world.db.connect(&world.db.read_only_url(&world.acme)).await.unwrap();
+    let mut ro = world.db.connect_read_only(&world.acme).await.unwrap();
     for role in [
         "org_acme",
         "org_globex",
@@ -94,7 +94,7 @@ async fn a_read_only_login_stays_what_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expression_sees_no_row_that_the_policy_hides() {
     let world = World::create().await.unwrap();
-    let mut ro = world.db.connect(&world.db.read_only_url(&world.acme)).await.unwrap();
+    let mut ro = world.db.connect_read_only(&world.acme).await.unwrap();
     // Divides by zero for globex's rows only.
     let statement =
         format!("select * from sessions where 1 / (case when org_id = '{}' then 0 else 1 end) = 1", world.globex.id);

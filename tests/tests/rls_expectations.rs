@@ -46,7 +46,7 @@ impl Subjects {
         Subjects {
             runtime: db.connect(&db.runtime_url()).await.unwrap(),
             operator: db.connect(&db.operator_url()).await.unwrap(),
-            read_only: db.connect(&db.read_only_url(&world.acme)).await.unwrap(),
+            read_only: db.connect_read_only(&world.acme).await.unwrap(),
         }
     }
 

@@ -187,6 +187,7 @@ async fn the_owner_is_bound_too() {
         "mcp_oauth_tokens",
         "oauth_states",
         "prompt_policies",
+        "tenant_keys",
         "audit_log",
     ] {
         for (broken, expected) in [(false, 0), (true, 1)] {

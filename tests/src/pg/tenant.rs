@@ -1,7 +1,14 @@
 //! An organization as the operator leaves it in Postgres, with people in it.
 use super::Database;
+use agentapi_crds::common::DeletionPolicy;
+use agentapi_operator::envelope::MasterKey;
+use agentapi_operator::metrics::Metrics;
+use agentapi_operator::tenancy::{self, names::TenantRoles, organization::Tenant};
 use anyhow::Result;
-use sqlx::{Connection, Executor, PgConnection};
+use secrecy::SecretString;
+use serde_json::json;
+use sqlx::{Connection, PgConnection, PgPool};
+use std::time::Duration;
 use uuid::Uuid;
 
 /// An organization with its roles, a workspace and three users.
@@ -38,24 +45,8 @@ pub struct User {
     pub role: &'static str,
 }
 
-/// What the operator does for a new organization; static text, values come through settings.
-const ROLES: &str = "do $$
-declare
-    rw name := current_setting('harness.role');
-    ro name := current_setting('harness.ro');
-begin
-    if not exists (select from pg_roles where rolname = rw) then
-        execute format('create role %I nologin in role agentapi_tenant', rw);
-    end if;
-    execute format('grant %I to agentapi_runtime', rw);
-    if not exists (select from pg_roles where rolname = ro) then
-        execute format('create role %I in role agentapi_tenant_ro', ro);
-    end if;
-    execute format('alter role %I login connection limit 5 password %L', ro, current_setting('harness.password'));
-end $$";
-
 impl Database {
-    /// Adds an organization through the operator's login, and its people through the runtime's. Its tokens have the
+    /// Adds an organization as the operator does, and its people through the runtime's login. Its tokens have the
     /// issuer `https://idp.test`, the audience `agentapi` and the slug as `org_id`.
     pub async fn organization(&self, slug: &str) -> Result<Organization> {
         let role = format!("org_{}", slug.replace('-', "_"));
@@ -72,40 +63,16 @@ impl Database {
             alice: user("alice", "user"),
             bob: user("bob", "user"),
         };
+        self.ensure(&organization).await?;
         let mut operator = PgConnection::connect(&self.operator_url()).await?;
-        create_roles(&mut operator, &organization).await?;
-        let mut tx = operator.begin().await?;
-        sqlx::query(
-            "insert into organizations (id, slug, display_name, issuer, audience, org_claim_value, quota)
-             values ($1, $2, $2, 'https://idp.test', 'agentapi', $2, '{\"sessions\": 10}')",
-        )
-        .bind(organization.id)
-        .bind(slug)
-        .execute(&mut *tx)
-        .await?;
-        sqlx::query("insert into tenant_roles (role_name, org_id, read_only) values ($1, $3, false), ($2, $3, true)")
-            .bind(&organization.role)
-            .bind(&organization.read_only_role)
-            .bind(organization.id)
-            .execute(&mut *tx)
-            .await?;
         sqlx::query(
             "insert into workspaces (org_id, id, name, k8s_namespace, agent_type, max_sessions)
              values ($1, $2, 'main', 'team', 'claude', 5)",
         )
         .bind(organization.id)
         .bind(organization.workspace)
-        .execute(&mut *tx)
+        .execute(&mut operator)
         .await?;
-        sqlx::query(
-            "insert into audit_log (org_id, org_slug, actor, action, target_kind, target_id)
-             values ($1, $2, 'system:operator', 'organization.create', 'Organization', $2)",
-        )
-        .bind(organization.id)
-        .bind(slug)
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
         operator.close().await?;
 
         let mut runtime = PgConnection::connect(&self.runtime_url()).await?;
@@ -124,32 +91,43 @@ impl Database {
         runtime.close().await?;
         Ok(organization)
     }
-}
 
-/// Tests share roles: two of them may make the same one at the same time.
-async fn create_roles(operator: &mut PgConnection, organization: &Organization) -> Result<()> {
-    let mut tries = 0;
-    loop {
-        let mut tx = operator.begin().await?;
-        sqlx::query(
-            "select set_config('harness.role', $1, true), set_config('harness.ro', $2, true),
-                    set_config('harness.password', $3, true)",
-        )
-        .bind(&organization.role)
-        .bind(&organization.read_only_role)
-        .bind(&organization.read_only_password)
-        .execute(&mut *tx)
-        .await?;
-        match tx.execute(ROLES).await {
-            Ok(_) => return Ok(tx.commit().await?),
-            Err(error) if tries < 50 => {
-                tx.rollback().await?;
-                tries += 1;
-                tracing::debug!(%error, "another test made the same role");
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    /// Row, roles, grants and data key, by the operator's own code.
+    async fn ensure(&self, organization: &Organization) -> Result<()> {
+        let slug = &organization.slug;
+        let tenant = Tenant {
+            id: organization.id,
+            slug: slug.clone(),
+            roles: TenantRoles::of(slug)?,
+            display_name: slug.clone(),
+            issuer: "https://idp.test".to_owned(),
+            audience: "agentapi".to_owned(),
+            jwks_uri: None,
+            org_claim_value: slug.clone(),
+            identity: json!({}),
+            quota: json!({"sessions": 10}),
+            deletion_policy: DeletionPolicy::Delete,
+            generation: 1,
+        };
+        let pool = PgPool::connect(&self.operator_url()).await?;
+        let (master, metrics) = (MasterKey::new(&[7; 32])?, Metrics::new()?);
+        let password = SecretString::from(organization.read_only_password.clone());
+        // Tests share roles: two of them may write the same one at the same time.
+        let mut tries = 0;
+        loop {
+            let done = async {
+                tenancy::organization::ensure(&pool, &tenant, &master, &metrics).await?;
+                tenancy::organization::set_read_password(&pool, &tenant, &password, &metrics).await
+            };
+            match done.await {
+                Ok(()) => break,
+                Err(_) if tries < 50 => tries += 1,
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => return Err(error.into()),
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        pool.close().await;
+        Ok(())
     }
 }
 

@@ -100,8 +100,6 @@ impl World {
                  values ('{org}', gen_random_uuid(), 'spare', 'team', 'claude', 1)",
                 "insert into mcp_connections (org_id, id, name, origin, k8s_namespace, transport)
                  values ('{org}', gen_random_uuid(), 'crd', 'crd', 'team-{org}', 'stdio')",
-                "insert into tenant_keys (org_id, wrapped, master_key_id)
-                 values ('{org}', decode(repeat('00', 61), 'hex'), 'k')",
                 "insert into prompt_policies (id, org_id, scope, name, k8s_namespace, template)
                  values (gen_random_uuid(), '{org}', 'Organization', 'own', 'team-{org}', 'be kind')",
             ] {
