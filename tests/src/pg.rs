@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 pub mod catalogue;
+pub mod load;
 mod tenant;
 mod world;
 pub use tenant::{Organization, User, become_tenant};
@@ -200,10 +201,19 @@ impl Database {
                 anyhow::Ok(())
             })
             .await?;
+        Self::from_template(server, "agentapi_template").await
+    }
+
+    /// A copy with all rows; nobody may be connected to this one.
+    pub async fn copy(&self) -> Result<Database> {
+        Self::from_template(self.server.clone(), &self.name).await
+    }
+
+    async fn from_template(server: Arc<Server>, template: &str) -> Result<Database> {
         let name = format!("t{}", server.databases.fetch_add(1, Ordering::Relaxed));
         let mut admin = PgConnection::connect(&server.admin_url("postgres")).await?;
         admin
-            .execute(AssertSqlSafe(format!("create database {name} template agentapi_template owner agentapi_owner")))
+            .execute(AssertSqlSafe(format!("create database {name} template {template} owner agentapi_owner")))
             .await?;
         // Rights on a database are not part of its template.
         let mut connection = PgConnection::connect(&server.admin_url(&name)).await?;

@@ -64,7 +64,7 @@ union all
 select p.polrelid::regclass || ': policy ' || p.polname || ' does not ask for the organization of the role'
 from pg_policy p
 where p.polpermissive and p.polroles && (select array_agg(oid) from groups)
-  and (coalesce(pg_get_expr(p.polqual, p.polrelid), 'app.current_org()') !~ 'app\.current_org\(\)|role_name = CURRENT_USER'
+  and (coalesce(pg_get_expr(p.polqual, p.polrelid), 'app.current_org()') !~ 'app\.current_org\(\)|role_name = .*CURRENT_USER'
        or coalesce(pg_get_expr(p.polwithcheck, p.polrelid), 'app.current_org()') !~ 'app\.current_org\(\)')
 union all
 select p.polrelid::regclass || ': policy ' || p.polname || ' reads its own table, which recurses' from pg_policy p

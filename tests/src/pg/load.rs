@@ -1,0 +1,140 @@
+//! Many organizations with many rows, for plans and timings, and the queries that the runtime asks most.
+use super::Database;
+use anyhow::Result;
+use sqlx::{Connection, Executor, PgConnection};
+use uuid::Uuid;
+
+/// How many rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
+    /// Organizations beside `acme`, which gets as much as each of them.
+    pub organizations: i32,
+    /// Sessions of an organization, by three users.
+    pub sessions: i32,
+    /// Messages of a session.
+    pub messages: i32,
+    /// Audit rows of an organization.
+    pub audit: i32,
+}
+
+/// A query that the runtime asks all the time. `$1` is a session of the user who asks, `$2` the organization; only the
+/// form without row-level security needs `$2`.
+#[derive(Clone, Copy, Debug)]
+pub struct HotQuery {
+    /// What it is for.
+    pub name: &'static str,
+    /// Table whose index must be used.
+    pub table: &'static str,
+    /// `admin` or `user`.
+    pub role: &'static str,
+    /// As the runtime asks it.
+    pub with_rls: &'static str,
+    /// The same with the condition that the policy adds.
+    pub without_rls: &'static str,
+}
+
+/// The queries behind the routes that are called most.
+pub const HOT_QUERIES: &[HotQuery] = &[
+    HotQuery {
+        name: "a session by id (every routed request)",
+        table: "sessions",
+        role: "user",
+        with_rls: "select s.phase, s.pod_ip, w.name from sessions s
+                   join workspaces w on w.org_id = s.org_id and w.id = s.workspace_id where s.id = $1 and $2 is not null",
+        without_rls: "select s.phase, s.pod_ip, w.name from sessions s
+                      join workspaces w on w.org_id = s.org_id and w.id = s.workspace_id
+                      where s.id = $1 and s.org_id = $2",
+    },
+    HotQuery {
+        name: "the transcript of a session",
+        table: "messages",
+        role: "user",
+        with_rls: "select id, role, content from messages where session_id = $1 and $2 is not null order by id",
+        without_rls: "select id, role, content from messages where session_id = $1 and org_id = $2 order by id",
+    },
+    HotQuery {
+        name: "an admin's list of sessions",
+        table: "sessions",
+        role: "admin",
+        with_rls: "select id, phase from sessions where id <> $1 and $2 is not null order by id desc limit 50",
+        without_rls: "select id, phase from sessions where id <> $1 and org_id = $2 order by id desc limit 50",
+    },
+    HotQuery {
+        name: "live sessions, for a quota",
+        table: "sessions",
+        role: "admin",
+        with_rls: "select count(*) from sessions where ended_at is null and id <> $1 and $2 is not null",
+        without_rls: "select count(*) from sessions where ended_at is null and id <> $1 and org_id = $2",
+    },
+    HotQuery {
+        name: "the newest audit rows",
+        table: "audit_log",
+        role: "admin",
+        with_rls: "select seq, action from audit_log where target_id <> $1::text and $2 is not null
+                   order by seq desc limit 50",
+        without_rls: "select seq, action from audit_log where target_id <> $1::text and org_id = $2
+                      order by seq desc limit 50",
+    },
+];
+
+/// Fills a database that has the organization `acme` (`organization`), its `user` and `workspace`; gives back a session
+/// of that user. Written by the superuser with triggers off: policies and keys are tested elsewhere.
+pub async fn fill(db: &Database, scale: Scale, organization: Uuid, user: Uuid, workspace: Uuid) -> Result<Uuid> {
+    let mut admin = PgConnection::connect(&db.admin_url()).await?;
+    admin.execute("set session_replication_role = replica").await?;
+    sqlx::query(
+        "insert into organizations (id, slug, display_name, issuer, audience, org_claim_value)
+         select gen_random_uuid(), 'load-' || n, 'x', 'https://idp.test', 'a', 'load-' || n from generate_series(1, $1) n",
+    )
+    .bind(scale.organizations)
+    .execute(&mut admin)
+    .await?;
+    for statement in [
+        "insert into users (org_id, id, subject)
+         select o.id, gen_random_uuid(), 'load-' || n from organizations o, generate_series(1, 3) n where o.slug <> 'acme'",
+        "insert into workspaces (org_id, id, name, k8s_namespace, agent_type, max_sessions)
+         select o.id, gen_random_uuid(), 'main', 'team', 'claude', 10 from organizations o where o.slug <> 'acme'",
+    ] {
+        admin.execute(statement).await?;
+    }
+    // Nine of ten sessions are over.
+    sqlx::query(
+        "insert into sessions (org_id, id, workspace_id, user_id, agent_type, phase, ended_at)
+         select w.org_id, gen_random_uuid(), w.id,
+                (array(select u.id from users u where u.org_id = w.org_id order by u.id))[1 + n % 3], 'claude',
+                case n % 10 when 0 then 'Running' else 'Ended' end, case n % 10 when 0 then null else now() end
+         from workspaces w, generate_series(1, $1) n where w.name = 'main'",
+    )
+    .bind(scale.sessions)
+    .execute(&mut admin)
+    .await?;
+    let session = Uuid::now_v7();
+    sqlx::query(
+        "insert into sessions (org_id, id, workspace_id, user_id, agent_type, phase) values ($1, $2, $3, $4, 'claude', 'Running')",
+    )
+    .bind(organization)
+    .bind(session)
+    .bind(workspace)
+    .bind(user)
+    .execute(&mut admin)
+    .await?;
+    sqlx::query(
+        "insert into messages (org_id, session_id, id, user_id, role, content)
+         select s.org_id, s.id, n, s.user_id, case n % 2 when 0 then 'agent' else 'user' end, repeat('word ', 40)
+         from sessions s, generate_series(0, $1 - 1) n",
+    )
+    .bind(scale.messages)
+    .execute(&mut admin)
+    .await?;
+    sqlx::query(
+        "insert into audit_log (org_id, seq, org_slug, at, db_role, actor, action, target_kind, target_id, prev_hash, hash)
+         select o.id, n + 1000, o.slug, now(), 'x', 'user:x', 'session.create', 'Session', 'x', sha256(''), sha256('')
+         from organizations o, generate_series(1, $1) n",
+    )
+    .bind(scale.audit)
+    .execute(&mut admin)
+    .await?;
+    admin.execute("vacuum analyze").await?;
+    admin.close().await?;
+    Ok(session)
+}
