@@ -123,6 +123,11 @@ impl Hub {
         Self { epoch, buffer: Mutex::default(), live: broadcast::channel(LIVE_EVENTS).0 }
     }
 
+    /// The name of this sequence, and of the process that makes it.
+    pub(super) fn epoch(&self) -> &str {
+        &self.epoch
+    }
+
     /// Adds an event.
     pub(super) fn publish(&self, body: Body) {
         let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);

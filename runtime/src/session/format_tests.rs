@@ -28,8 +28,11 @@ fn a_reply_equal_to_the_last_one_is_found() {
 
 #[test]
 fn lines_above_that_the_agent_rewrites_are_not_part_of_the_reply() {
-    let before = format!("● Reading 1 file…\n\n{RULE}\n❯ \n{RULE}\n  ? for shortcuts");
-    let after = format!("● Read 1 file (ctrl+o to expand)\n\n❯ hi\n\n● Hello\n\n{RULE}\n❯ \n{RULE}\n  ? for shortcuts");
+    let shown = |verb: &str, end: &str| {
+        let tools = (0..9).map(|i| format!("● {verb} file {i}")).collect::<Vec<_>>().join("\n");
+        format!("{tools}\n\n{end}{RULE}\n❯ \n{RULE}\n  ? for shortcuts")
+    };
+    let (before, after) = (shown("Reading", ""), shown("Read", "❯ hi\n\n● Hello\n\n"));
     assert_eq!(message("claude", &before, &after, "hi"), "● Hello");
 }
 
@@ -69,6 +72,8 @@ fn input_without_letters_is_stripped_too() {
 fn spinners_are_no_text() {
     let after = format!("❯ hi\n\n●\n\n✽ Ruminating… (3s · ↓ 16 tokens)\n\n{RULE}\n❯ \n{RULE}\n  esc to interrupt");
     assert_eq!(message("claude", "", &after, "hi"), "");
+    let codex = "› hi\n\n• Hello.\n\n  Worked for <1s • 12:43\n\n› Ask Codex to do anything\n\n  ? for shortcuts";
+    assert_eq!(message("codex", "", codex, "hi"), "• Hello.");
     // A list item with an ellipsis is text: it is indented.
     assert_eq!(message("claude", "", "❯ hi\n● List:\n  * and so on…", "hi"), "● List:\n  * and so on…");
 }

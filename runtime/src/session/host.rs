@@ -22,6 +22,7 @@ use super::{
     format::Look,
     messages::{Conversation, Message},
     pty::{AgentProcess, Command, Exit, PtyError},
+    reap,
     screen::Frame,
     seed::{self, SeedError, Seeder},
     state::{PromptState, State, StateDir},
@@ -218,6 +219,7 @@ impl Host {
         self.ready.send_replace(false);
         if let Some(process) = process {
             process.stop().await;
+            reap::end_leftovers(self.hub.epoch()).await;
         }
         self.persist().await;
     }
@@ -278,12 +280,19 @@ impl Host {
         self.ready.send_replace(false);
         if let Some(old) = old {
             // An agent that nobody has talked to has nothing to save, and the claim is waiting.
-            if begun { old.stop().await } else { old.kill().await }
+            if begun {
+                old.stop().await;
+            } else {
+                old.kill().await;
+            }
+            reap::end_leftovers(self.hub.epoch()).await;
         }
+        let mark = (reap::MARK.to_owned(), self.hub.epoch().to_owned());
         let (config, profile, dirty) = (self.config.clone(), self.profile.clone(), Arc::clone(&self.dirty));
-        let process = tokio::task::spawn_blocking(move || prepare_and_start(&config, &profile, &env, begun, dirty))
-            .await
-            .map_err(|_| StartError::Interrupted)??;
+        let process =
+            tokio::task::spawn_blocking(move || prepare_and_start(&config, &profile, &env, begun, mark, dirty))
+                .await
+                .map_err(|_| StartError::Interrupted)??;
         let process = Arc::new(process);
         tracing::info!(pid = process.pid(), "agent started");
         {
@@ -324,9 +333,11 @@ fn prepare_and_start(
     profile: &AgentProfile,
     claim_env: &BTreeMap<String, String>,
     begun: bool,
+    mark: (String, String),
     dirty: Arc<Notify>,
 ) -> Result<AgentProcess, StartError> {
-    let env = seed::environment(profile, &config.env, claim_env);
+    let mut env = seed::environment(profile, &config.env, claim_env);
+    env.extend([mark]);
     let seeder = Seeder { home: &config.home, workdir: &config.workdir, env: &env };
     seeder.seed(profile)?;
     let mut argv = config.command.clone().unwrap_or_else(|| profile.command.clone());

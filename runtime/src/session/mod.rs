@@ -131,6 +131,7 @@ async fn serve(config: SessionConfig, shutdown: CancellationToken) -> Result<(),
     }
     serving.cancel();
     if tokio::time::timeout(DRAIN, &mut server).await.is_err() {
+        tracing::warn!("requests did not end in time; closing their connections");
         server.abort();
     }
     tasks.wait().await;

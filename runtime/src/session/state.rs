@@ -189,7 +189,9 @@ mod tests {
         std::fs::write(folder.path().join("state.json"), "{\"version\":1,").unwrap();
         assert!(dir.load().unwrap().is_none());
         assert!(folder.path().join("state.json.damaged").exists());
-        std::fs::write(folder.path().join("state.json"), r#"{"version":2,"messages":[]}"#).unwrap();
+        let mut newer = State::new(Vec::new());
+        newer.version += 1;
+        dir.save(&newer).unwrap();
         assert!(dir.load().unwrap().is_none());
     }
 }

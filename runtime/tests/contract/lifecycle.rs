@@ -137,22 +137,25 @@ async fn the_end_of_the_agent_is_told_and_ends_the_container() {
 }
 
 #[tokio::test]
-async fn a_stubborn_agent_and_its_children_are_gone_in_time() {
-    let script = "trap '' HUP TERM; sleep 1000 & echo \"child $!\"; while :; do sleep 1; done";
+async fn a_stubborn_agent_its_children_and_its_daemons_are_gone_in_time() {
+    let script = "trap '' HUP TERM; sleep 1000 & echo \"child $!\"; \
+        setsid bash -c 'trap \"\" TERM; echo \"daemon $$\"; sleep 1000; sleep 1000' & while :; do sleep 1; done";
     let pod = Pod::with_command(&["bash", "-c", script]);
     let mut session = pod.start().await;
-    let child =
-        until("the child's pid", async || session.messages().await[0].2.strip_prefix("child ").map(str::to_owned))
-            .await;
-    assert!(std::path::Path::new(&format!("/proc/{child}")).exists());
+    let pid_of = async |name: &str| {
+        let text = session.messages().await.remove(0).2;
+        text.lines().find_map(|line| line.strip_prefix(name)).map(|pid| pid.trim().to_owned())
+    };
+    let processes = until("the pids", async || Some([pid_of("child").await?, pid_of("daemon").await?])).await;
+    let lives = |pid: &String| {
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        !state.is_empty() && !state.contains(") Z ")
+    };
+    assert!(processes.iter().all(lives), "{processes:?}");
     let start = Instant::now();
     assert_eq!(session.terminate().await, Some(0));
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
-    let ended = async || {
-        let status = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-        (status.is_empty() || status.contains(") Z ")).then_some(())
-    };
-    until("the child's end", ended).await;
+    until("their end", async || (!processes.iter().any(lives)).then_some(())).await;
 }
 
 #[tokio::test]
@@ -177,6 +180,7 @@ async fn open_streams_end_with_the_host() {
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     while events.next().await.is_some() {}
     while screens.next().await.is_some() {}
+    assert!(!session.log_text().contains("did not end in time"));
 }
 
 type Pushes = Arc<Mutex<Vec<(String, Value)>>>;
