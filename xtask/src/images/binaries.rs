@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::{paths, progress, sh};
+use crate::{paths, sh};
 
 /// The Debian of the images.
 const BOOKWORM: u32 = 12;
@@ -45,9 +46,10 @@ pub(super) fn build(profile: &str) -> Result<Binaries> {
         command.env("CARGO_TARGET_DIR", &folder).env("RUSTFLAGS", "-C target-feature=+crt-static");
         folder.join(target).join(built)
     };
-    progress::step(&format!("cargo build --profile {profile}"), || {
-        sh::logged(&mut command, &paths::logs()?.join("images-cargo.log"))
-    })?;
+    let (log, start) = (paths::logs()?.join("images-cargo.log"), Instant::now());
+    println!("  start  cargo build --profile {profile} (log: {})", log.display());
+    sh::logged(&mut command, &log)?;
+    println!("  ok     cargo build --profile {profile} ({:.1} s)", start.elapsed().as_secs_f64());
     Ok(Binaries { folder, is_static: !shares_target })
 }
 

@@ -1,18 +1,22 @@
 //! What each image is made of.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::path::Path;
+use std::thread::ScopedJoinHandle;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::archive::{Image, Run};
 use super::binaries::{self, Binaries, FAKE_MODEL, OPERATOR, RUNTIME};
 use super::debian::{self, Base};
 use super::layer::{self, Entry, Layer};
 use super::node::{self, Node};
+use crate::progress;
 
-/// All images. Those that others wait for come first.
-pub(super) const NAMES: [&str; 6] = ["postgres", "oidc", "fake-model", "operator", "runtime", "session-claude"];
+/// All images. Those that need our binaries come last: cargo compiles while the others are made.
+pub(super) const NAMES: [&str; 6] = ["postgres", "oidc", "session-claude", "fake-model", "operator", "runtime"];
+/// Those that hold nothing of ours.
+const WITHOUT_BINARIES: [&str; 2] = ["postgres", "oidc"];
 
 /// User of the images that hold one program.
 const NOBODY: &str = "65532:65532";
@@ -20,17 +24,26 @@ const NOBODY: &str = "65532:65532";
 const AGENT: u64 = 10001;
 
 /// Parts that several images share, made when the first one asks.
-struct Parts<'a> {
-    profile: &'a str,
+struct Parts<'scope> {
     base: OnceCell<Base>,
     node: OnceCell<Node>,
+    compiling: RefCell<Option<ScopedJoinHandle<'scope, Result<Binaries>>>>,
     binaries: OnceCell<Binaries>,
 }
 
 /// Makes the layers of the named images.
 pub(super) fn images(names: &[&'static str], profile: &str) -> Result<Vec<Image>> {
-    let parts = Parts { profile, base: OnceCell::new(), node: OnceCell::new(), binaries: OnceCell::new() };
-    names.iter().map(|name| parts.image(name).with_context(|| format!("image {name}"))).collect()
+    std::thread::scope(|scope| {
+        let compiles = names.iter().any(|name| !WITHOUT_BINARIES.contains(name));
+        let compiling = compiles.then(|| scope.spawn(|| binaries::build(profile)));
+        let parts = Parts {
+            base: OnceCell::new(),
+            node: OnceCell::new(),
+            compiling: RefCell::new(compiling),
+            binaries: OnceCell::new(),
+        };
+        names.iter().map(|name| parts.image(name).with_context(|| format!("image {name}"))).collect()
+    })
 }
 
 impl Parts<'_> {
@@ -67,7 +80,12 @@ impl Parts<'_> {
     }
 
     fn binaries(&self) -> Result<&Binaries> {
-        made(&self.binaries, || binaries::build(self.profile))
+        made(&self.binaries, || {
+            let compiling = self.compiling.take().context("this image was said to need no binaries")?;
+            progress::step("binaries", || {
+                compiling.join().unwrap_or_else(|_| bail!("the thread that runs cargo stopped; run the command again"))
+            })
+        })
     }
 
     /// One binary: from scratch if it is static, with what it reads: authorities for TLS, names of users, how to look up hosts.

@@ -92,7 +92,31 @@ pub(super) fn cached(
     let diff = digest_of(&part)?;
     fs::rename(&part, &tar)?;
     fs::write(&stamp, &diff)?;
+    forget_old(&tar)?;
     Ok(Layer { name: name.to_owned(), tar, diff })
+}
+
+/// Removes the older layers of the same name but one: each change of our code makes a new one of some 80 MB.
+fn forget_old(newest: &Path) -> Result<()> {
+    let name = |path: &Path| {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        stem.rsplit_once('-').map(|(name, _)| name.to_owned())
+    };
+    let folder = newest.parent().unwrap_or(newest);
+    let mut others = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path != newest && path.extension().is_some_and(|end| end == "tar") && name(&path) == name(newest) {
+            others.push((fs::metadata(&path)?.modified()?, path));
+        }
+    }
+    others.sort();
+    others.pop();
+    for (_, old) in others {
+        fs::remove_file(old.with_extension("diff"))?;
+        fs::remove_file(old)?;
+    }
+    Ok(())
 }
 
 /// A layer of named entries; parent folders that are not listed belong to root.

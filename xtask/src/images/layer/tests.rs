@@ -57,3 +57,20 @@ fn keys_differ_when_only_the_borders_between_parts_move() {
     assert_ne!(key(&[b"ab", b"c"]), key(&[b"a", b"bc"]));
     assert_eq!(key(&[b"ab", b"c"]), key(&[b"ab", b"c"]));
 }
+
+#[test]
+fn one_older_layer_of_a_name_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let layer = |name: &str, age: u64| {
+        let tar = folder.path().join(format!("{name}.tar"));
+        fs::write(tar.with_extension("diff"), "").unwrap();
+        let file = fs::File::create(&tar).unwrap();
+        file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
+        tar
+    };
+    let (newest, older, oldest) =
+        (layer("session-host-3", 0), layer("session-host-2", 10), layer("session-host-1", 20));
+    let other = layer("session-4", 30);
+    forget_old(&newest).unwrap();
+    assert_eq!([&newest, &older, &oldest, &other].map(|path| path.exists()), [true, true, false, true]);
+}
