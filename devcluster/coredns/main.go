@@ -16,16 +16,18 @@ import (
 	_ "github.com/coredns/coredns/plugin/metrics"
 	_ "github.com/coredns/coredns/plugin/ready"
 	_ "github.com/coredns/coredns/plugin/reload"
+	_ "github.com/coredns/coredns/plugin/template"
 
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/coremain"
 )
 
 func init() {
-	// The order in which a query passes the plugins, as upstream has it.
+	// The order in which a query passes the plugins: upstream's, but `template` comes
+	// after `kubernetes`, so that it can say of every other name that it does not exist.
 	dnsserver.Directives = []string{
 		"reload", "health", "ready", "prometheus", "errors", "log", "loadbalance",
-		"cache", "hosts", "kubernetes", "loop", "forward",
+		"cache", "hosts", "kubernetes", "template", "loop", "forward",
 	}
 }
 
