@@ -43,7 +43,7 @@ enum Action {
 /// The ways to get a cluster.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Flavor {
-    /// What works here: a running one, else kind with your Docker, else native.
+    /// What works here: a running one, else kind, else native.
     Auto,
     /// kind, with your Docker or one of our own.
     Kind,
@@ -66,11 +66,11 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 
 /// Starts the cluster and says how to reach it.
 pub(crate) fn up(wanted: Flavor) -> Result<()> {
-    let chosen = if wanted == Flavor::Auto { choose()? } else { wanted };
-    match chosen {
+    match wanted {
+        Flavor::Auto => auto()?,
         Flavor::Kind => kind::up()?,
+        Flavor::Native => native::up()?,
         Flavor::Existing => existing()?,
-        Flavor::Native | Flavor::Auto => native::up()?,
     }
     let kubeconfig = paths::kubeconfig()?;
     println!("\nThe cluster is up.\n  export KUBECONFIG={}", kubeconfig.display());
@@ -78,21 +78,26 @@ pub(crate) fn up(wanted: Flavor) -> Result<()> {
     Ok(())
 }
 
-/// What runs already, else kind if the person's own Docker answers, else native.
-fn choose() -> Result<Flavor> {
+/// What runs already, else kind, else native with a sentence why.
+fn auto() -> Result<()> {
     if native::running()? {
-        return Ok(Flavor::Native);
+        return native::up();
     }
     if kind::running()? {
-        return Ok(Flavor::Kind);
+        return kind::up();
     }
-    match kind::obstacle()? {
-        None => Ok(Flavor::Kind),
-        Some(reason) => {
-            println!("  using the native cluster: {reason}");
-            Ok(Flavor::Native)
-        }
-    }
+    let reason = match kind::obstacle()? {
+        Some(reason) => reason,
+        None => match kind::up() {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                kind::down()?;
+                format!("kind did not come up: {error:#}")
+            }
+        },
+    };
+    println!("  using the native cluster instead: {reason}");
+    native::up()
 }
 
 /// Copies the person's kubeconfig after seeing that its cluster answers.
@@ -109,7 +114,10 @@ fn existing() -> Result<()> {
 /// Removes the cluster.
 pub(crate) fn down() -> Result<()> {
     kind::down()?;
-    native::down()
+    native::down()?;
+    // Notes of which images the cluster has: a new one has none.
+    let _ = std::fs::remove_dir_all(paths::cache()?.join("loaded"));
+    Ok(())
 }
 
 /// Loads one image tar.

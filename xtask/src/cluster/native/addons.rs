@@ -48,7 +48,9 @@ pub(crate) fn apply(programs: &Path) -> Result<()> {
     let manifest = paths::repo().join("devcluster/manifests/coredns.yaml");
     // The default service account's token controller may be a moment behind a fresh API server.
     wait_for("cluster DNS manifest", Duration::from_secs(30), || {
-        kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &manifest.to_string_lossy()]).map(drop).map_err(|error| error.to_string())
+        kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &manifest.to_string_lossy()])
+            .map(drop)
+            .map_err(|error| error.to_string())
     })?;
     kubectl(&["-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=90s"]).map(drop)
 }
