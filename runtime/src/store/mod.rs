@@ -19,6 +19,11 @@ use uuid::Uuid;
 use crate::auth::Role;
 use identity::Organization;
 
+/// Connections that are kept open.
+const MIN_CONNECTIONS: u32 = 2;
+/// A request that waits longer for a connection is answered with 503.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(8);
+
 /// Why the database gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -45,11 +50,8 @@ impl From<sqlx::Error> for StoreError {
             sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::Tls(_) => {
                 Self::Unavailable(error)
             }
-            // 57P0x: the server is shutting down, crashed or starting; 08xxx and 53300: connection trouble.
             sqlx::Error::Database(database) => match database.code().as_deref() {
-                Some(code) if code.starts_with("57P0") || code.starts_with("08") || code == "53300" => {
-                    Self::Unavailable(error)
-                }
+                Some(code) if is_away(code) => Self::Unavailable(error),
                 // Data exceptions, and what a check or a length refuses.
                 Some(code) if code.starts_with("22") || code == "23514" => Self::Value(error),
                 _ => Self::Database(error),
@@ -57,6 +59,12 @@ impl From<sqlx::Error> for StoreError {
             _ => Self::Database(error),
         }
     }
+}
+
+/// The server is shutting down, crashed or starting (57P0x), the connection broke (08), there are too many (53300), or
+/// this login or database does not exist yet (28, 3D000): `agentapi-operator migrate` makes them.
+fn is_away(code: &str) -> bool {
+    ["57P0", "08", "28"].iter().any(|class| code.starts_with(class)) || matches!(code, "53300" | "3D000")
 }
 
 /// Which rows a transaction may see.
@@ -98,7 +106,9 @@ impl Store {
         let options = options.application_name("agentapi-runtime");
         let pool = PgPoolOptions::new()
             .max_connections(max_connections)
-            .acquire_timeout(Duration::from_secs(5))
+            // Made in the background: a probe or a request that gives up must not take a half-made connection with it.
+            .min_connections(MIN_CONNECTIONS.min(max_connections))
+            .acquire_timeout(ACQUIRE_TIMEOUT)
             .idle_timeout(Duration::from_secs(300))
             .connect_lazy_with(options);
         Ok(Self { pool })
