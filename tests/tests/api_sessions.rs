@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agentapi_tests::api::{Answer, Api};
+use agentapi_tests::api::Api;
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::serve::{Platform, Replica, Tenant};
 use anyhow::{Context, Result};
@@ -53,10 +53,6 @@ async fn ask(api: &Api, id: &str, content: &str, answer: &str) -> Result<()> {
         Ok(if answered { Ok(()) } else { Err(body.to_string()) })
     })
     .await
-}
-
-async fn with_key(api: &Api, key: &str, body: &Value) -> Result<Answer> {
-    api.send(api.request(Method::POST, "/v1/sessions").header("idempotency-key", key).json(body)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,181 +205,6 @@ async fn lists_have_pages_filters_and_only_ones_own() -> Result<()> {
     // Within an organization, too, somebody else's session does not exist.
     assert_eq!(alice.get(&format!("/v1/sessions/{of_bob}")).await?.status, 404);
     assert_eq!(alice.delete(&format!("/v1/sessions/{of_bob}")).await?.status, 404);
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_idempotency_key_makes_one_session() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
-    platform.pods.refuse(Some("this test needs no pods"));
-    let api = replica.api(Some(&tenant.alice))?;
-    let body = json!({"workspace": "main", "env": {"A": "1", "B": "2"}});
-    let first = with_key(&api, "key-1", &body).await?.expect(201)?;
-    let again =
-        with_key(&api, "key-1", &json!({"env": {"B": "2", "A": "1"}, "workspace": "main"})).await?.expect(201)?;
-    assert_eq!(first["id"], again["id"]);
-    let other = with_key(&api, "key-1", &json!({"workspace": "main", "env": {"A": "1", "B": "3"}})).await?;
-    assert_eq!((other.status.as_u16(), other.problem()), (422, "idempotency-key-reused"));
-    assert_ne!(with_key(&api, "key-2", &body).await?.expect(201)?["id"], first["id"]);
-    // Keys are each user's own.
-    let bob = replica.api(Some(&tenant.bob))?;
-    assert_ne!(with_key(&bob, "key-1", &body).await?.expect(201)?["id"], first["id"]);
-    for bad in ["", "\"\"", &"k".repeat(256)] {
-        let answer = with_key(&api, bad, &body).await?;
-        assert_eq!((answer.status.as_u16(), answer.problem()), (400, "bad-request"), "{bad:?}");
-    }
-    // The draft's quoted form is the same key.
-    assert_eq!(with_key(&api, "\"key-1\"", &body).await?.expect(201)?["id"], first["id"]);
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn concurrent_requests_with_one_key_make_one_session() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
-    platform.pods.refuse(Some("this test needs no pods"));
-    let second = platform.replica().await?;
-    let apis = [replica.api(Some(&tenant.alice))?, second.api(Some(&tenant.alice))?];
-    let body = json!({"workspace": "main"});
-    let calls = (0..24).map(|n| with_key(&apis[n % 2], "one", &body));
-    let mut ids = Vec::new();
-    for answer in futures::future::join_all(calls).await {
-        let answer = answer?;
-        match answer.status.as_u16() {
-            201 => ids.push(id_of(&answer.body)?),
-            409 => assert_eq!(answer.problem(), "idempotency-conflict"),
-            other => anyhow::bail!("{other}: {}", answer.body),
-        }
-    }
-    ids.dedup();
-    assert_eq!(ids.len(), 1, "{ids:?}");
-    let page = apis[0].get("/v1/sessions").await?.expect(200)?;
-    assert_eq!(page["sessions"].as_array().map(Vec::len), Some(1));
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn quotas_hold_under_concurrency_and_name_themselves() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
-    // Pods never come, so that sessions stay Pending and count.
-    platform.pods.set_away(true);
-    let apis = [replica.api(Some(&tenant.alice))?, replica.api(Some(&tenant.bob))?];
-    let body = json!({"workspace": "main"});
-    let calls = (0..12).map(|n| apis[n % 2].post("/v1/sessions", &body));
-    let mut created = 0;
-    for answer in futures::future::join_all(calls).await {
-        let answer = answer?;
-        if answer.status == 201 {
-            created += 1;
-        } else {
-            assert_eq!((answer.status.as_u16(), answer.problem()), (429, "quota-exceeded"), "{}", answer.body);
-            assert_eq!(answer.body["quota"], "workspace.maxSessions");
-            assert_eq!((&answer.body["limit"], &answer.body["used"]), (&json!(5), &json!(5)));
-        }
-    }
-    assert_eq!(created, 5, "the workspace takes five, however many ask at once");
-
-    let slug = tenant.organization.slug.as_str();
-    platform.operator("update organizations set quota = '{\"sessions\": 3}' where slug = $1", &[slug]).await?;
-    eventually("the organization's quota is named", Duration::from_secs(15), async || {
-        let answer = apis[0].post("/v1/sessions", &body).await?;
-        assert_eq!(answer.status, 429);
-        Ok(if answer.body["quota"] == "organization.sessions" { Ok(()) } else { Err(answer.body.to_string()) })
-    })
-    .await?;
-    let refused = apis[0].request(Method::POST, "/v1/sessions").json(&body).send().await?;
-    assert!(refused.headers().contains_key("retry-after"));
-
-    // An ended session makes room.
-    platform.operator("update organizations set quota = '{}' where slug = $1", &[slug]).await?;
-    platform.pods.set_away(false);
-    let page = apis[0].get("/v1/sessions").await?.expect(200)?;
-    let id = id_of(&page["sessions"][0])?;
-    assert_eq!(apis[0].delete(&format!("/v1/sessions/{id}")).await?.status, 204);
-    phase(&apis[0], &id, "Ended").await?;
-    eventually("there is room again", Duration::from_secs(15), async || {
-        let answer = apis[0].post("/v1/sessions", &body).await?;
-        Ok(if answer.status == 201 { Ok(()) } else { Err(answer.body.to_string()) })
-    })
-    .await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn bad_requests_are_refused_with_the_field_and_what_to_do() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
-    platform.pods.refuse(Some("this test needs no pods"));
-    let api = replica.api(Some(&tenant.alice))?;
-    let fields = [
-        (json!({"workspace": "main", "wrokspace": "x"}), "wrokspace"),
-        (json!({}), "."),
-        (json!({"workspace": 1}), "workspace"),
-        (json!({"workspace": "nope"}), "workspace"),
-        (json!({"workspace": "main", "agent": "another"}), "agent"),
-        (json!({"workspace": "main", "env": {"A-B": "x"}}), "env.A-B"),
-        (json!({"workspace": "main", "env": {"AGENTAPI_X": "x"}}), "env.AGENTAPI_X"),
-        (json!({"workspace": "main", "env": {"A": "\u{0}"}}), "env.A"),
-        (json!({"workspace": "main", "env": {"A": 1}}), "env.A"),
-        (json!({"workspace": "main", "prompt": "  "}), "prompt"),
-    ];
-    for (body, field) in fields {
-        let answer = api.post("/v1/sessions", &body).await?;
-        assert_eq!((answer.status.as_u16(), answer.problem()), (422, "invalid-field"), "{body}: {}", answer.body);
-        assert_eq!(answer.body["field"], field, "{body}: {}", answer.body);
-    }
-    for path in ["/v1/sessions?workspace=%00", "/v1/sessions/%00", "/v1/sessions/%FF"] {
-        let status = api.get(path).await?.status.as_u16();
-        assert!(matches!(status, 400 | 404 | 422), "{path}: {status}");
-    }
-    let raw = async |kind: &str, body: Vec<u8>| -> Result<Answer> {
-        api.send(api.request(Method::POST, "/v1/sessions").header("content-type", kind).body(body)).await
-    };
-    assert_eq!(raw("text/plain", b"{}".to_vec()).await?.status, 415);
-    assert_eq!(raw("application/json", b"{".to_vec()).await?.status, 400);
-    assert_eq!(raw("application/json", b"{\"workspace\": \"\xff\"}".to_vec()).await?.status, 400);
-    assert_eq!(raw("application/json", b"".to_vec()).await?.status, 400);
-    assert_eq!(raw("application/json", vec![b' '; 2 * 1024 * 1024]).await?.status, 413);
-    let deep = [b"{\"workspace\":".to_vec(), b"[".repeat(100_000)].concat();
-    assert!(matches!(raw("application/json", deep).await?.status.as_u16(), 400 | 422));
-    assert_eq!(raw("application/json; charset=utf-8", b"{\"workspace\": \"main\"}".to_vec()).await?.status, 201);
-
-    for (method, path, status) in [
-        (Method::GET, "/", 404),
-        (Method::GET, "/v1/nothing", 404),
-        (Method::GET, "/v1/sessions/not-a-uuid", 404),
-        (Method::PATCH, "/v1/sessions", 405),
-        (Method::POST, "/v1/workspaces", 405),
-    ] {
-        let answer = api.send(api.request(method.clone(), path)).await?;
-        assert_eq!(answer.status, status, "{method} {path}");
-        assert_eq!(answer.content_type, "application/problem+json", "{method} {path}");
-    }
-    let allow = api.request(Method::PATCH, "/v1/sessions").send().await?;
-    assert!(allow.headers().contains_key("allow"), "405 names the methods");
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_agents_own_refusals_are_passed_on() -> Result<()> {
-    let (_platform, replica, tenant) = platform().await?;
-    let api = replica.api(Some(&tenant.alice))?;
-    let id = running(&api, json!({"workspace": "main"})).await?;
-    api.stable(&id, SOON).await?;
-    let path = format!("/v1/sessions/{id}/message");
-    let empty = api.post(&path, &json!({"content": "", "type": "user"})).await?;
-    assert_eq!((empty.status.as_u16(), empty.content_type.as_str()), (400, "application/problem+json"));
-    let schema = api.post(&path, &json!({"content": "x", "type": "odd"})).await?;
-    assert_eq!((schema.status.as_u16(), schema.content_type.as_str()), (422, "application/problem+json"));
-    let request = api.request(Method::POST, &path).header("content-type", "text/plain").body("x");
-    assert_eq!(api.send(request).await?.status, 415);
-    api.post(&path, &json!({"content": "slow x", "type": "user"})).await?.expect(200)?;
-    let busy = api.post(&path, &json!({"content": "now", "type": "user"})).await?;
-    assert_eq!(busy.status, 409, "{}", busy.body);
-    let big = json!({"content": "x".repeat(2 * 1024 * 1024), "type": "user"});
-    assert_eq!(api.post(&path, &big).await?.status, 413);
-    // The same without a length in advance.
-    let chunks = (0..40).map(|_| Ok::<_, std::io::Error>(bytes::Bytes::from(vec![b'x'; 64 * 1024])));
-    let stream = reqwest::Body::wrap_stream(futures::stream::iter(chunks));
-    let request = api.request(Method::POST, &path).header("content-type", "application/json").body(stream);
-    assert_eq!(api.send(request).await?.status, 413);
     Ok(())
 }
 

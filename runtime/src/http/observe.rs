@@ -20,7 +20,12 @@ pub(super) async fn middleware(State(app): State<App>, request: Request, next: N
     // Probes every few seconds would drown the rest.
     let quiet = matches!(route.as_str(), "/live" | "/ready" | "/health") && status.is_success();
     if !quiet {
-        tracing::info!(route, status = status.as_u16(), took_ms = took.as_millis(), "answered");
+        tracing::info!(
+            route,
+            status = status.as_u16(),
+            took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            "answered"
+        );
     }
     // Methods are the client's to invent; labels are not.
     let method = match method.as_str() {

@@ -106,3 +106,17 @@ async fn defensive_headers(request: axum::extract::Request, next: axum::middlewa
     }
     response
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    #[test]
+    fn the_committed_document_is_the_current_one() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+        let committed = std::fs::read_to_string(path).unwrap_or_default();
+        let current = super::openapi().to_pretty_json().unwrap() + "\n";
+        let command = "cargo run -p agentapi-runtime -- openapi > docs/openapi.json";
+        assert!(committed == current, "docs/openapi.json is out of date; run: {command}");
+    }
+}
