@@ -25,7 +25,8 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = ("self.metadata.name.matches('^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$')", "an Organization's name is 1 to 40 characters of a-z, 0-9 and -, starting with a letter, for example acme; it becomes part of a namespace and of a Postgres role"),
-    validation = ("self.metadata.name != 'system' && self.metadata.name != 'demo'", "the names system and demo are taken by the operator's own namespaces; choose another name")
+    validation = ("self.metadata.name != 'system' && self.metadata.name != 'demo'", "the names system and demo are taken by the operator's own namespaces; choose another name"),
+    validation = ("!self.metadata.name.endsWith('-ro')", "an Organization's name can't end in -ro, since that ending marks read-only database roles; choose another name")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct OrganizationSpec {
