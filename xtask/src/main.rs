@@ -13,6 +13,8 @@ mod images;
 mod paths;
 mod progress;
 mod sh;
+mod test;
+mod up;
 
 use clap::{Parser, Subcommand};
 
@@ -26,6 +28,18 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Make the cluster, install everything, apply two sample tenants and print what to type next.
+    Up(up::Args),
+    /// Remove the cluster with everything in it; caches of builds stay.
+    Down,
+    /// Run the tests: lint, then those without a cluster, then those on the cluster.
+    Test(test::Args),
+    /// Measure on the running cluster.
+    Bench(test::BenchArgs),
+    /// Write the generated files again.
+    Gen,
+    /// Print an access token of the demo's identity provider.
+    Token(up::TokenArgs),
     /// Start, fill and remove the Kubernetes cluster that everything is tried on.
     Cluster(cluster::Args),
     /// Build the images of the project as tars.
@@ -34,6 +48,12 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
+        Command::Up(args) => up::main(&args),
+        Command::Down => up::down(),
+        Command::Test(args) => test::main(&args),
+        Command::Bench(args) => test::bench(&args),
+        Command::Gen => test::generate(),
+        Command::Token(args) => up::token(&args),
         Command::Cluster(args) => cluster::main(&args),
         Command::Images(args) => images::main(&args),
     }

@@ -17,7 +17,7 @@ pub(crate) struct Args {
     only: Option<Part>,
     /// Which Kubernetes to use.
     #[arg(long, value_enum, default_value_t)]
-    cluster: cluster::Kind,
+    cluster: cluster::Flavor,
     /// Cargo profile of the binaries in the images.
     #[arg(long, default_value = "release")]
     profile: String,

@@ -1,6 +1,11 @@
 //! `cargo xtask up` and `down`: from nothing to a sample tenant, in steps that can all be run again.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 
@@ -16,10 +21,17 @@ const READY: &str = "180s";
 pub(crate) struct Args {
     /// Which Kubernetes to use.
     #[arg(long, value_enum, default_value_t)]
-    cluster: cluster::Kind,
+    cluster: cluster::Flavor,
     /// Cargo profile of the binaries in the images; `dev` builds faster and runs slower.
     #[arg(long, default_value = "release")]
     profile: String,
+}
+
+impl Args {
+    /// The arguments of another command that needs the cluster.
+    pub(crate) fn new(cluster: cluster::Flavor, profile: &str) -> Self {
+        Self { cluster, profile: profile.to_owned() }
+    }
 }
 
 /// Makes the cluster, installs everything and prints what to type next.
@@ -28,12 +40,12 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     cluster::up(args.cluster)?;
     println!("images");
     let built = images::build(&[], &args.profile)?;
-    let changed = cluster::load(&built)?;
+    let changed = load(&built)?;
     println!("charts");
     install(&built)?;
     println!("sample tenants");
     tenants(&changed)?;
-    let url = cluster::api_url()?;
+    let url = api_url();
     fs::write(paths::cache()?.join("api-url"), &url)?;
     progress::step("the API answers", || {
         progress::wait_for(&format!("{url}/ready"), Duration::from_secs(60), || {
@@ -46,22 +58,50 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 
 /// Removes the cluster with everything in it; the caches of builds stay.
 pub(crate) fn down() -> Result<()> {
-    let file = paths::cache()?.join("api-url");
-    if file.exists() {
-        fs::remove_file(file)?;
+    let (url, notes) = (paths::cache()?.join("api-url"), notes()?);
+    if url.exists() {
+        fs::remove_file(url)?;
     }
+    fs::remove_dir_all(notes)?;
     cluster::down()
+}
+
+/// Where it is noted which images the cluster has.
+fn notes() -> Result<PathBuf> {
+    paths::ensure(paths::cache()?.join("loaded"))
+}
+
+/// Loads the images that the cluster does not have yet, and gives back their names.
+fn load(images: &[images::Built]) -> Result<Vec<String>> {
+    let notes = notes()?;
+    let mut new = Vec::new();
+    for image in images {
+        let note = notes.join(&image.name);
+        if fs::read_to_string(&note).is_ok_and(|digest| digest == image.digest) {
+            continue;
+        }
+        cluster::load(&image.archive)?;
+        fs::write(&note, &image.digest)?;
+        new.push(image.name.clone());
+    }
+    Ok(new)
+}
+
+/// Base URL of the agent API from this machine.
+fn api_url() -> String {
+    std::env::var("AGENTAPI_URL").unwrap_or_else(|_| "http://127.0.0.1:8080".into())
 }
 
 /// kubectl against our cluster.
 pub(crate) fn kubectl(args: &[&str]) -> Result<Command> {
-    let mut command = Command::new(paths::bin()?.join("kubectl"));
+    let own = paths::bin()?.join("kubectl");
+    let mut command = Command::new(if own.exists() { own } else { PathBuf::from("kubectl") });
     command.arg("--kubeconfig").arg(paths::kubeconfig()?).args(args);
     Ok(command)
 }
 
 fn helm(release: &str, args: &[&str]) -> Result<()> {
-    let mut command = Command::new(paths::bin()?.join("helm"));
+    let mut command = Command::new(cluster::helm()?);
     command.arg("--kubeconfig").arg(paths::kubeconfig()?).args(["upgrade", "--install", release]);
     command.arg(paths::repo().join("charts").join(release)).args(["--namespace", SYSTEM, "--timeout", READY]).args(args);
     sh::logged(&mut command, &paths::logs()?.join(format!("helm-{release}.log")))

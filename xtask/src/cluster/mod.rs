@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use clap::{Subcommand, ValueEnum};
 
 use crate::progress::step;
-use crate::{paths, sh};
+use crate::{gobuild, paths, sh};
 
 /// Arguments of `cargo xtask cluster`.
 #[derive(clap::Args)]
@@ -41,9 +41,10 @@ enum Action {
 }
 
 /// The ways to get a cluster.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Flavor {
     /// What works here: a running one, else kind, else native.
+    #[default]
     Auto,
     /// kind, with your Docker or one of our own.
     Kind,
@@ -109,6 +110,14 @@ fn existing() -> Result<()> {
         sh::output(Command::new("kubectl").args(["--request-timeout=10s", "get", "--raw", "/readyz"]))?;
         native::write_private(&paths::kubeconfig()?, &std::fs::read(&source)?)
     })
+}
+
+/// The helm of this machine, else one that is built now.
+pub(crate) fn helm() -> Result<PathBuf> {
+    match sh::which("helm") {
+        Some(program) => Ok(program),
+        None => gobuild::build(&gobuild::HELM),
+    }
 }
 
 /// Removes the cluster.
