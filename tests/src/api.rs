@@ -60,7 +60,11 @@ impl Api {
     /// # Errors
     /// When the HTTP client can't be made.
     pub fn new(base: &str, token: Option<String>) -> Result<Self> {
-        let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).no_proxy().build()?;
+        let http = reqwest::Client::builder()
+            .connect_timeout(Duration::from_secs(5))
+            .pool_idle_timeout(Duration::from_secs(5))
+            .no_proxy()
+            .build()?;
         Ok(Self { base: base.trim_end_matches('/').to_owned(), token, http })
     }
 
@@ -160,6 +164,27 @@ impl Api {
         .await?;
         let body = self.get(&format!("{path}/messages")).await?.expect(200)?;
         body["messages"].as_array().cloned().context("no messages in the answer")
+    }
+    /// Ends all sessions of the caller, such as those that a failed run left, and waits until they have ended.
+    ///
+    /// # Errors
+    /// When one has not ended in time.
+    pub async fn end_all(&self) -> Result<()> {
+        crate::cluster::eventually("no live session", Duration::from_secs(60), async || {
+            let list = self.get("/v1/sessions").await?.expect(200)?;
+            let live: Vec<String> = list["sessions"]
+                .as_array()
+                .context("no sessions in the list of sessions")?
+                .iter()
+                .filter(|s| s["phase"] != "Ended" && s["phase"] != "Failed")
+                .filter_map(|s| s["id"].as_str().map(str::to_owned))
+                .collect();
+            for id in &live {
+                self.delete(&format!("/v1/sessions/{id}")).await?;
+            }
+            Ok(if live.is_empty() { Ok(()) } else { Err(format!("{live:?}")) })
+        })
+        .await
     }
 }
 

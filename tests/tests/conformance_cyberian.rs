@@ -42,6 +42,7 @@ async fn cyberian(port: u16, args: &[&str]) -> Output {
 async fn an_unmodified_client_of_coder_agentapi_works() {
     let cluster = Cluster::connect().unwrap();
     let api = Api::new(&cluster.api_url().unwrap(), Some(cluster.token("acme-bob").unwrap())).unwrap();
+    api.end_all().await.unwrap();
     let body = api.post("/v1/sessions", &json!({ "workspace": "web" })).await.unwrap().expect(201).unwrap();
     let session = body["id"].as_str().unwrap().to_owned();
     api.stable(&session, Duration::from_secs(90)).await.unwrap();

@@ -26,10 +26,11 @@ fn replicas(cluster: &Cluster) -> Vec<String> {
         .collect()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_of_one_replica_is_usable_through_the_other() {
     let cluster = Cluster::connect().unwrap();
     let token = cluster.token("acme-alice").unwrap();
+    Api::new(&cluster.api_url().unwrap(), Some(token.clone())).unwrap().end_all().await.unwrap();
     let names = replicas(&cluster);
     assert_eq!(names.len(), 2, "{names:?}");
     let forwards: Vec<PortForward> =
@@ -47,10 +48,11 @@ async fn a_session_of_one_replica_is_usable_through_the_other() {
     assert!(matches!(other.delete(&path).await.unwrap().status.as_u16(), 202 | 204));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_loses_no_request() {
     let cluster = Cluster::connect().unwrap();
     let api = Api::new(&cluster.api_url().unwrap(), Some(cluster.token("acme-alice").unwrap())).unwrap();
+    api.end_all().await.unwrap();
     let body = api.post("/v1/sessions", &json!({ "workspace": "web" })).await.unwrap().expect(201).unwrap();
     let id = body["id"].as_str().unwrap().to_owned();
     api.stable(&id, READY).await.unwrap();

@@ -29,13 +29,15 @@ fn fill(request: reqwest::RequestBuilder, operation: &Value) -> reqwest::Request
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_route_answers_404_for_the_other_tenants_ids() {
     let cluster = Cluster::connect().unwrap();
     let url = cluster.api_url().unwrap();
     let client = |name: &str| Api::new(&url, Some(cluster.token(name).unwrap())).unwrap();
     let (alice, bob, gina) = (client("acme-alice"), client("acme-bob"), client("globex-gina"));
     let admins = [client("acme-admin"), client("globex-admin")];
+    alice.end_all().await.unwrap();
+    gina.end_all().await.unwrap();
     let (mine, theirs) = (session(&alice, "web").await, session(&gina, "research").await);
 
     let document = Api::new(&url, None).unwrap().get("/openapi.json").await.unwrap().expect(200).unwrap();
@@ -73,11 +75,12 @@ async fn every_route_answers_404_for_the_other_tenants_ids() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn session_pods_are_locked_down() {
     let cluster = Cluster::connect().unwrap();
     let url = cluster.api_url().unwrap();
     let alice = Api::new(&url, Some(cluster.token("acme-alice").unwrap())).unwrap();
+    alice.end_all().await.unwrap();
     let id = session(&alice, "web").await;
     let pods = cluster.list("pods", "agentapi-acme", &format!("agentapi.dev/session={id}")).unwrap();
     let (pod, spec) = (&pods[0]["metadata"]["name"], &pods[0]["spec"]);

@@ -63,7 +63,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 
 fn lint() -> Result<()> {
     cargo("rustfmt", &["fmt", "--all", "--check"], &[])?;
-    let clippy = ["clippy", "--workspace", "--all-targets", "--features", "agentapi-tests/cluster", "--", "-D", "warnings"];
+    let clippy =
+        ["clippy", "--workspace", "--all-targets", "--features", "agentapi-tests/cluster", "--", "-D", "warnings"];
     cargo("clippy", &clippy, &[])?;
     cargo("generated CRDs are current", &["run", "-p", "agentapi-crds", "--bin", "crdgen", "--", "--check"], &[])?;
     let helm = cluster::helm()?;

@@ -49,8 +49,15 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     fs::write(paths::cache()?.join("api-url"), &url)?;
     progress::step("the API answers", || {
         progress::wait_for(&format!("{url}/ready"), Duration::from_secs(60), || {
-            sh::probe(Command::new("curl").args(["-fsS", "--max-time", "2", "-o", "/dev/null", &format!("{url}/ready")]))
-                .map(drop)
+            sh::probe(Command::new("curl").args([
+                "-fsS",
+                "--max-time",
+                "2",
+                "-o",
+                "/dev/null",
+                &format!("{url}/ready"),
+            ]))
+            .map(drop)
         })
     })?;
     next(&url)
@@ -103,7 +110,10 @@ pub(crate) fn kubectl(args: &[&str]) -> Result<Command> {
 fn helm(release: &str, args: &[&str]) -> Result<()> {
     let mut command = Command::new(cluster::helm()?);
     command.arg("--kubeconfig").arg(paths::kubeconfig()?).args(["upgrade", "--install", release]);
-    command.arg(paths::repo().join("charts").join(release)).args(["--namespace", SYSTEM, "--timeout", READY]).args(args);
+    command
+        .arg(paths::repo().join("charts").join(release))
+        .args(["--namespace", SYSTEM, "--timeout", READY])
+        .args(args);
     sh::logged(&mut command, &paths::logs()?.join(format!("helm-{release}.log")))
 }
 
@@ -136,7 +146,10 @@ fn install(built: &[images::Built]) -> Result<()> {
         // The tag is always `dev`: the annotation makes the pods roll when the image is another one.
         for part in ["operator", "runtime", "postgres"] {
             if let Some(image) = built.iter().find(|image| image.name == part) {
-                args.extend(["--set-string".into(), format!("{part}.podAnnotations.agentapi\\.dev/image={}", image.digest)]);
+                args.extend([
+                    "--set-string".into(),
+                    format!("{part}.podAnnotations.agentapi\\.dev/image={}", image.digest),
+                ]);
             }
         }
         helm("agentapi", &args.iter().map(String::as_str).collect::<Vec<_>>())
@@ -156,7 +169,9 @@ fn install(built: &[images::Built]) -> Result<()> {
 
 fn tenants(changed: &[String]) -> Result<()> {
     for tenant in ["acme", "globex"] {
-        progress::step(&format!("examples/{tenant}.yaml"), || apply(&paths::repo().join(format!("examples/{tenant}.yaml"))))?;
+        progress::step(&format!("examples/{tenant}.yaml"), || {
+            apply(&paths::repo().join(format!("examples/{tenant}.yaml")))
+        })?;
     }
     if changed.iter().any(|name| name.starts_with("session-")) {
         progress::step("warm pods of the old image go", || {
@@ -205,7 +220,8 @@ pub(crate) struct TokenArgs {
 
 /// Prints an access token for the demo's tenants.
 pub(crate) fn token(args: &TokenArgs) -> Result<()> {
-    let mut command = kubectl(&["-n", "agentapi-demo", "exec", "deploy/oidc", "--", "node", "/app/token.mjs", &args.client])?;
+    let mut command =
+        kubectl(&["-n", "agentapi-demo", "exec", "deploy/oidc", "--", "node", "/app/token.mjs", &args.client])?;
     let token = sh::output(&mut command).context("no token: is the cluster up (`cargo xtask up`)?")?;
     println!("{}", token.trim());
     Ok(())
