@@ -6,7 +6,7 @@ use crate::{
     envelope::MasterKey,
     error::{Error, Result},
     metrics::Metrics,
-    status,
+    status, tenancy,
 };
 use agentapi_crds::{McpConnection, Organization, PromptPolicy, Workspace};
 use futures::channel::mpsc::UnboundedSender;
@@ -24,7 +24,10 @@ use rand::RngExt;
 use sqlx::PgPool;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -84,8 +87,10 @@ pub struct Context {
     pub config: Config,
     /// `host:port` of Postgres as tenants reach it, and the database's name.
     pub tenant_database: (String, String),
-    /// Postgres.
+    /// Postgres, waited for when it does not answer.
     pub database: PgPool,
+    /// Postgres answered when it was last looked at.
+    pub postgres_up: AtomicBool,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// The writer to the cluster.
@@ -110,6 +115,11 @@ impl Context {
     /// The time now.
     pub fn now(&self) -> Timestamp {
         (self.clock)()
+    }
+
+    /// Postgres, unless it did not answer a moment ago: what is in the cluster must not wait for it.
+    pub fn postgres(&self) -> tenancy::Result<&PgPool> {
+        if self.postgres_up.load(Ordering::Relaxed) { Ok(&self.database) } else { Err(tenancy::Error::Down) }
     }
 
     /// Publish an Event for each condition whose status or reason changed.

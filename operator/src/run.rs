@@ -16,7 +16,10 @@ use kube::{
     Client,
     runtime::events::{Recorder, Reporter},
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 use tokio::{net::TcpListener, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -104,6 +107,7 @@ async fn lead(
         config,
         tenant_database,
         database,
+        postgres_up: AtomicBool::new(true),
         applier: Applier::new(metrics.clone()),
         metrics,
         clock: Timestamp::now,
@@ -121,7 +125,7 @@ async fn lead(
             // A reconcile that does not see everything yet would take existing objects for missing ones.
             tokio::select! {
                 () = ours.cancelled() => {}
-                () = all_stores(&context) => controllers::run(context.clone(), queues, ours.clone()).await,
+                () = begin(&context) => controllers::run(context.clone(), queues, ours.clone()).await,
             }
         }
     });
@@ -147,6 +151,12 @@ async fn lead(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The first connection takes longer than all later ones; without this, tenants would be reported as not ready
+/// whenever the operator starts.
+async fn begin(context: &Context) {
+    tokio::join!(all_stores(context), controllers::database::first_contact(context));
 }
 
 async fn all_stores(context: &Context) {

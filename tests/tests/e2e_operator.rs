@@ -351,19 +351,20 @@ async fn deleting_lets_go_of_everything() {
 }
 
 #[tokio::test]
-async fn what_a_workspace_left_that_lost_its_finalizer_is_swept() {
+async fn what_a_workspace_left_that_is_gone_is_swept() {
     let tenant = Tenant::new("e2e-orphans").await;
-    let team = tenant.team();
-    // While the operator does not look: the finalizer goes in the same moment as the object.
-    tenant.cluster.kubectl(&["-n", &team, "delete", "workspace", "web", "--wait=false"]).unwrap();
-    let bare = r#"{"metadata":{"finalizers":null}}"#;
-    // It may have gone by itself already; then the operator took everything away.
-    let patched =
-        tenant.cluster.try_kubectl(&["-n", &team, "patch", "workspace", "web", "--type=merge", "-p", bare], "");
-    println!("patched: {}", patched.unwrap().ok);
-    for (kind, name) in [("podtemplate", "ws-web"), ("networkpolicy", "ws-web")] {
-        tenant.repaired(&format!("sweep {kind} {name}"), || Ok(tenant.get(kind, name).is_none())).await;
-    }
+    // As if somebody had removed the finalizer of a Workspace by hand.
+    let orphan = format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  name: ws-lost\n  namespace: {}\n  \
+         labels: {{app.kubernetes.io/managed-by: agentapi-operator, agentapi.dev/organization: e2e-orphans, \
+         agentapi.dev/workspace: lost, agentapi.dev/workspace-namespace: {}}}\nspec: {{podSelector: {{}}}}\n",
+        tenant.namespace(),
+        tenant.team()
+    );
+    tenant.cluster.apply(&orphan).unwrap();
+    tenant.cluster.kubectl(&["annotate", "organization", "e2e-orphans", "example.com/look=1"]).unwrap();
+    tenant.repaired("sweep ws-lost", || Ok(tenant.get("networkpolicy", "ws-lost").is_none())).await;
+    assert!(tenant.get("networkpolicy", "ws-web").is_some(), "what is wanted stays");
 }
 
 #[tokio::test]

@@ -38,7 +38,7 @@ impl Fixture {
     }
 
     async fn ensure(&self, tenant: &Tenant) -> tenancy::Result<tenancy::organization::Ensured> {
-        ensure(&self.pool, tenant, &self.master, &self.metrics).await
+        ensure(&self.pool, tenant, &self.master, None, &self.metrics).await
     }
 
     async fn admin(&self, statement: &str) {
@@ -195,11 +195,26 @@ async fn removing_retains_or_deletes_rows_and_always_keeps_the_audit_log() {
 }
 
 #[tokio::test]
+async fn a_restored_database_takes_the_data_key_from_the_secret_if_it_is_the_tenants_own() {
+    let fixture = Fixture::new().await;
+    let (acme, globex) = (tenant("acme"), tenant("globex"));
+    let key = fixture.ensure(&acme).await.unwrap().data_key;
+    let foreign = fixture.ensure(&globex).await.unwrap().data_key;
+    let restore = async |kept| {
+        fixture.admin("delete from tenant_keys").await;
+        ensure(&fixture.pool, &acme, &fixture.master, Some(kept), &fixture.metrics).await.unwrap().data_key
+    };
+    assert_eq!(restore(key.clone()).await, key);
+    let fresh = restore(foreign.clone()).await;
+    assert!(fresh != foreign && fresh != key, "another tenant's key is not taken");
+}
+
+#[tokio::test]
 async fn another_master_key_is_noticed() {
     let fixture = Fixture::new().await;
     let acme = tenant("acme");
     fixture.ensure(&acme).await.unwrap();
     let other = MasterKey::new(&[8; 32]).unwrap();
-    let error = ensure(&fixture.pool, &acme, &other, &fixture.metrics).await.unwrap_err();
+    let error = ensure(&fixture.pool, &acme, &other, None, &fixture.metrics).await.unwrap_err();
     assert!(error.to_string().contains("does not open"), "{error}");
 }

@@ -7,7 +7,10 @@ use crate::{
 };
 use agentapi_crds::{Organization, common::DeletionPolicy, conditions::DATABASE_READY};
 use kube::{Api, ResourceExt, runtime::reflector::ObjectRef};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio_util::sync::CancellationToken;
 
 /// How often we look: well within the five seconds in which drift is repaired.
@@ -22,10 +25,26 @@ pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        match records::snapshot(&context.database).await {
-            Ok(snapshot) => look(&context, &snapshot).await,
-            Err(error) => tracing::debug!(%error, "can't look for drift in Postgres"),
+        let seen = records::snapshot(&context.database).await;
+        answered(&context, seen.as_ref().err());
+        if let Ok(snapshot) = seen {
+            look(&context, &snapshot).await;
         }
+    }
+}
+
+/// Wait until Postgres answers for the first time, and not longer than one attempt takes.
+pub async fn first_contact(context: &Context) {
+    answered(context, records::snapshot(&context.database).await.as_ref().err());
+}
+
+/// Remember whether Postgres answered, and say when that changes.
+fn answered(context: &Context, error: Option<&tenancy::Error>) {
+    let was_up = context.postgres_up.swap(error.is_none(), Ordering::Relaxed);
+    match error {
+        Some(error) if was_up => tracing::warn!(%error, "Postgres does not answer; what is in the cluster goes on"),
+        None if !was_up => tracing::info!("Postgres answers again"),
+        _ => {}
     }
 }
 

@@ -21,6 +21,9 @@ pub enum Error {
          postgres://agentapi_operator:<password>@<host>:5432/agentapi"
     )]
     Url,
+    /// Postgres was not reached a moment ago, so it is not waited for.
+    #[error("Postgres can't be reached")]
+    Down,
     /// Postgres was not reached.
     #[error("Postgres can't be reached ({0})")]
     Unreachable(#[source] sqlx::Error),
@@ -78,7 +81,7 @@ pub fn pool(url: &SecretString) -> Result<PgPool> {
         .options([("statement_timeout", "10s"), ("lock_timeout", "5s")]);
     Ok(PgPoolOptions::new()
         .max_connections(5)
-        .acquire_timeout(Duration::from_secs(2))
+        .acquire_timeout(Duration::from_secs(8))
         .idle_timeout(Duration::from_secs(300))
         .connect_lazy_with(options))
 }

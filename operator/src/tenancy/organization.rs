@@ -63,12 +63,19 @@ pub struct Ensured {
     pub sessions: i32,
 }
 
-/// Make the organization's row, roles, grants and data key what they must be.
-pub async fn ensure(pool: &PgPool, tenant: &Tenant, master: &MasterKey, metrics: &Metrics) -> Result<Ensured> {
+/// Make the organization's row, roles, grants and data key what they must be. `kept` is the data key that the
+/// tenant's Secret has, for a database that was restored from before it knew the key.
+pub async fn ensure(
+    pool: &PgPool,
+    tenant: &Tenant,
+    master: &MasterKey,
+    kept: Option<WrappedKey>,
+    metrics: &Metrics,
+) -> Result<Ensured> {
     let mut tx = pool.begin().await.map_err(failed("begin a transaction"))?;
     write_row(&mut tx, tenant, metrics).await?;
     let catalogue = bring_roles_into_order(&mut tx, tenant, metrics).await?;
-    let data_key = data_key(&mut tx, tenant, master, metrics).await?;
+    let data_key = data_key(&mut tx, tenant, master, kept, metrics).await?;
     let sessions: i64 = sqlx::query_scalar("select count(*) from sessions where org_id = $1 and ended_at is null")
         .bind(tenant.id)
         .fetch_one(&mut *tx)
@@ -159,7 +166,13 @@ async fn bring_roles_into_order(tx: &mut PgConnection, tenant: &Tenant, metrics:
     if changed { roles::observe(&mut *tx).await } else { Ok(catalogue) }
 }
 
-async fn data_key(tx: &mut PgConnection, tenant: &Tenant, master: &MasterKey, metrics: &Metrics) -> Result<WrappedKey> {
+async fn data_key(
+    tx: &mut PgConnection,
+    tenant: &Tenant,
+    master: &MasterKey,
+    kept: Option<WrappedKey>,
+    metrics: &Metrics,
+) -> Result<WrappedKey> {
     let stored = sqlx::query("select version, wrapped, master_key_id from tenant_keys where org_id = $1")
         .bind(tenant.id)
         .fetch_optional(&mut *tx)
@@ -175,7 +188,14 @@ async fn data_key(tx: &mut PgConnection, tenant: &Tenant, master: &MasterKey, me
         };
         return read().map_err(failed("read the data key"));
     }
-    let key = WrappedKey { version: 1, wrapped: master.wrap_new(tenant.id, 1)?, master_key_id: master.id().to_owned() };
+    // Only a key that was wrapped for this organization opens: nobody can slip in another.
+    let opens = |key: &WrappedKey| master.unwrap(tenant.id, key.version, &key.wrapped).is_ok();
+    let key = match kept.filter(opens) {
+        Some(key) => key,
+        None => {
+            WrappedKey { version: 1, wrapped: master.wrap_new(tenant.id, 1)?, master_key_id: master.id().to_owned() }
+        }
+    };
     sqlx::query("insert into tenant_keys (org_id, version, wrapped, master_key_id) values ($1, $2, $3, $4)")
         .bind(tenant.id)
         .bind(key.version)

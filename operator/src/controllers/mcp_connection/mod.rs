@@ -51,7 +51,11 @@ async fn present(connection: &McpConnection, context: &Context) -> Result<Action
                 context.applier.finalizer(&connections, connection, names::FINALIZER, true).await?;
                 return Ok(Action::requeue(SOON));
             }
-            match records::write_connection(&context.database, &row, &context.metrics).await {
+            let written = match context.postgres() {
+                Ok(pool) => records::write_connection(pool, &row, &context.metrics).await,
+                Err(error) => Err(error),
+            };
+            match written {
                 Ok(()) => State::InPlace,
                 Err(error) => State::Waiting(reason::DATABASE_UNAVAILABLE, format!("{error}; it is tried again")),
             }

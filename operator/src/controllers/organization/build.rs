@@ -32,6 +32,12 @@ use url::Url;
 pub const ANNOTATION_ROTATED_AT: &str = "agentapi.dev/rotated-at";
 /// Value of the Organization's rotation annotation that the password was made for.
 pub const ANNOTATION_ROTATION: &str = "agentapi.dev/rotation";
+/// Key of the wrapped bytes in the data-key Secret.
+pub const KEY_WRAPPED: &str = "wrapped";
+/// Key of the data key's version in the data-key Secret.
+pub const KEY_VERSION: &str = "version";
+/// Key of the name of the master key in the data-key Secret.
+pub const KEY_MASTER_ID: &str = "master-key-id";
 /// Key of the password in the database Secret.
 pub const KEY_PASSWORD: &str = "password";
 
@@ -296,9 +302,9 @@ fn split_host(host: &str) -> (String, String) {
 /// The Secret with the wrapped data key; what it holds is useless without the master key.
 fn data_key_secret(tenant: &Tenant, key: &WrappedKey) -> Secret {
     let data = [
-        ("wrapped", key.wrapped.clone()),
-        ("version", key.version.to_string().into_bytes()),
-        ("master-key-id", key.master_key_id.clone().into_bytes()),
+        (KEY_WRAPPED, key.wrapped.clone()),
+        (KEY_VERSION, key.version.to_string().into_bytes()),
+        (KEY_MASTER_ID, key.master_key_id.clone().into_bytes()),
         ("organization-id", tenant.id.to_string().into_bytes()),
     ];
     Secret {

@@ -1,9 +1,9 @@
 //! What a reconcile of an Organization reads from the cluster.
-use super::build::{ANNOTATION_ROTATED_AT, ANNOTATION_ROTATION, KEY_PASSWORD};
+use super::build::{ANNOTATION_ROTATED_AT, ANNOTATION_ROTATION, KEY_MASTER_ID, KEY_PASSWORD, KEY_VERSION, KEY_WRAPPED};
 use crate::{
     context::Context,
     error::{Error, Result},
-    tenancy::credentials::Credentials,
+    tenancy::{credentials::Credentials, organization::WrappedKey},
 };
 use agentapi_crds::names;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
@@ -38,22 +38,69 @@ pub async fn namespace_state(context: &Context, name: &str) -> Result<NamespaceS
     })
 }
 
-/// The read-only role's password as the tenant's Secret has it.
-pub async fn credentials(context: &Context, namespace: &str) -> Result<Option<Credentials>> {
-    let name = names::SECRET_DATABASE;
-    let secret = Api::<Secret>::namespaced(context.client.clone(), namespace)
-        .get_opt(name)
-        .await
-        .map_err(|e| Error::kube("get", "Secret", format!("{namespace}/{name}"), e))?;
-    Ok(secret.as_ref().and_then(parse))
+/// What the tenant's two Secrets hold, as far as it can be understood.
+#[derive(Default)]
+pub struct Live {
+    /// The read-only role's password.
+    pub credentials: Option<Credentials>,
+    /// The wrapped data key.
+    pub data_key: Option<WrappedKey>,
 }
 
-fn parse(secret: &Secret) -> Option<Credentials> {
-    let password = secret.data.as_ref()?.get(KEY_PASSWORD)?.0.clone();
+/// Read the tenant's two Secrets.
+pub async fn secrets(context: &Context, namespace: &str) -> Result<Live> {
+    let api = Api::<Secret>::namespaced(context.client.clone(), namespace);
+    let get = async |name: &str| {
+        api.get_opt(name).await.map_err(|e| Error::kube("get", "Secret", format!("{namespace}/{name}"), e))
+    };
+    Ok(Live {
+        credentials: get(names::SECRET_DATABASE).await?.as_ref().and_then(credentials),
+        data_key: get(names::SECRET_DATA_KEY).await?.as_ref().and_then(data_key),
+    })
+}
+
+fn credentials(secret: &Secret) -> Option<Credentials> {
     let annotations = secret.annotations();
     Some(Credentials {
-        password: String::from_utf8(password).ok()?.into(),
+        password: text(secret, KEY_PASSWORD)?.into(),
         rotated_at: annotations.get(ANNOTATION_ROTATED_AT)?.parse().ok()?,
         rotation: annotations.get(ANNOTATION_ROTATION).cloned().unwrap_or_default(),
     })
+}
+
+fn data_key(secret: &Secret) -> Option<WrappedKey> {
+    Some(WrappedKey {
+        version: text(secret, KEY_VERSION)?.parse().ok()?,
+        wrapped: secret.data.as_ref()?.get(KEY_WRAPPED)?.0.clone(),
+        master_key_id: text(secret, KEY_MASTER_ID)?,
+    })
+}
+
+fn text(secret: &Secret, key: &str) -> Option<String> {
+    String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::controllers::organization::{build, tests::acme, validate::validate};
+
+    #[test]
+    fn what_is_written_into_the_secrets_is_what_is_read_from_them() {
+        let tenant = validate(&acme()).unwrap();
+        let key = WrappedKey { version: 2, wrapped: vec![0, 255, 7], master_key_id: "abcd".into() };
+        let made = Credentials {
+            password: "pw".to_owned().into(),
+            rotated_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+            rotation: "3".into(),
+        };
+        let server = ("db:5432".to_owned(), "agentapi".to_owned());
+        let build::TenantSecrets { database, data_key: secret, state: _ } =
+            build::secrets(&tenant, &made, &server, &key);
+        assert_eq!(data_key(&secret), Some(key));
+        let read = credentials(&database).unwrap();
+        assert_eq!((read.rotated_at, read.rotation), (made.rotated_at, made.rotation));
+        assert!(credentials(&Secret::default()).is_none() && data_key(&Secret::default()).is_none());
+    }
 }

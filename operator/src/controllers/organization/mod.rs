@@ -23,7 +23,7 @@ use agentapi_crds::{
     organization::{OrganizationStatus, Usage},
 };
 use build::{Prepared, TenantSecrets};
-use dereference::NamespaceState;
+use dereference::{Live, NamespaceState};
 use k8s_openapi::jiff::SignedDuration;
 use kube::{Api, Resource, ResourceExt, runtime::controller::Action};
 use status::Progress;
@@ -84,7 +84,7 @@ async fn present(organization: &Organization, context: &Context) -> Result<Actio
     Box::pin(apply::contents(context, &namespace, &tenant.slug, contents)).await?;
     super::workspace::apply::sweep_orphans(context, &namespace).await?;
 
-    let live = dereference::credentials(context, &namespace).await?;
+    let live = dereference::secrets(context, &namespace).await?;
     let InPostgres { progress: database, secrets, sessions } =
         in_postgres(organization, context, &tenant, live).await?;
     if let Some(secrets) = secrets {
@@ -107,10 +107,14 @@ async fn in_postgres(
     organization: &Organization,
     context: &Context,
     tenant: &Tenant,
-    live: Option<Credentials>,
+    live: Live,
 ) -> Result<InPostgres> {
+    let Live { credentials: live, data_key: kept } = live;
     let failed = |error: &tenancy::Error| InPostgres { progress: unavailable(error), secrets: None, sessions: None };
-    let ensured = tenancy::organization::ensure(&context.database, tenant, &context.master_key, &context.metrics).await;
+    let ensured = match context.postgres() {
+        Ok(pool) => tenancy::organization::ensure(pool, tenant, &context.master_key, kept, &context.metrics).await,
+        Err(error) => Err(error),
+    };
     let ensured = match ensured {
         Ok(ensured) => ensured,
         Err(error) => return Ok(failed(&error)),

@@ -57,7 +57,11 @@ async fn present(policy: &PromptPolicy, context: &Context) -> Result<Action> {
                 context.applier.finalizer(&policies, policy, names::FINALIZER, true).await?;
                 return Ok(Action::requeue(SOON));
             }
-            match records::write_policy(&context.database, &row, &context.metrics).await {
+            let written = match context.postgres() {
+                Ok(pool) => records::write_policy(pool, &row, &context.metrics).await,
+                Err(error) => Err(error),
+            };
+            match written {
                 Ok(()) => State::InPlace,
                 Err(error) => State::Waiting(reason::DATABASE_UNAVAILABLE, format!("{error}; it is tried again")),
             }

@@ -154,7 +154,11 @@ async fn write_row(workspace: &Workspace, accepted: &Accepted, context: &Context
         spec: serde_json::to_value(&workspace.spec).unwrap_or_else(|_| json!({})),
         generation: workspace.metadata.generation.unwrap_or_default(),
     };
-    records::write_workspace(&context.database, &row, &context.metrics).await.err().map(|error| {
+    let written = match context.postgres() {
+        Ok(pool) => records::write_workspace(pool, &row, &context.metrics).await,
+        Err(error) => Err(error),
+    };
+    written.err().map(|error| {
         tracing::warn!(%error, workspace = %workspace.name_any(), "can't write the workspace's row");
         format!("{error}; it is tried again")
     })
