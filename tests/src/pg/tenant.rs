@@ -116,7 +116,7 @@ impl Database {
         let mut tries = 0;
         loop {
             let done = async {
-                tenancy::organization::ensure(&pool, &tenant, &master, &metrics).await?;
+                tenancy::organization::ensure(&pool, &tenant, &master, None, &metrics).await?;
                 tenancy::organization::set_read_password(&pool, &tenant, &password, &metrics).await
             };
             match done.await {
