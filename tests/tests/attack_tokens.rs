@@ -117,8 +117,8 @@ fn the_runtimes_token_makes_no_pod_but_a_session_pod() {
         |pod| pod["spec"]["automountServiceAccountToken"] = json!(true),
         |pod| pod["spec"]["volumes"][0]["secret"]["secretName"] = json!(SECRET_DATA_KEY),
         |pod| {
-            pod["spec"]["volumes"][0] =
-                json!({ "name": "p", "projected": { "sources": [{ "secret": { "name": SECRET_DATA_KEY } }] } })
+            let sources = json!([{ "secret": { "name": SECRET_DATA_KEY } }]);
+            pod["spec"]["volumes"][0] = json!({ "name": "p", "projected": { "sources": sources } });
         },
         |pod| pod["spec"]["containers"][0]["envFrom"] = json!([{ "secretRef": { "name": SECRET_DATABASE } }]),
         |pod| {

@@ -188,8 +188,7 @@ fn selectors_select() {
     for object in &objects {
         let kind = object["kind"].as_str().unwrap();
         let selector = match kind {
-            "Deployment" | "StatefulSet" | "PodDisruptionBudget" => &object["spec"]["selector"],
-            "Service" => &object["spec"]["selector"],
+            "Deployment" | "StatefulSet" | "PodDisruptionBudget" | "Service" => &object["spec"]["selector"],
             "NetworkPolicy" => &object["spec"]["podSelector"],
             _ => continue,
         };
@@ -298,7 +297,7 @@ fn every_value_is_in_the_schema_and_the_other_way_round() {
         let Some(properties) = schema["properties"].as_object().filter(|_| value.is_object()) else {
             return;
         };
-        for key in properties.keys().filter(|key| at != "" || *key != "global") {
+        for key in properties.keys().filter(|key| !at.is_empty() || *key != "global") {
             assert!(value.get(key).is_some(), "values.yaml has no {at}{key}");
             paths(&value[key], &format!("{at}{key}."), leaf, &properties[key], root);
         }
