@@ -48,6 +48,11 @@ impl Procs {
         self.records.get(name).is_some_and(Record::alive)
     }
 
+    /// The names of all recorded processes.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.records.keys().cloned().collect()
+    }
+
     /// The log file of the process.
     pub(crate) fn log(&self, name: &str) -> PathBuf {
         self.logs.join(format!("{name}.log"))

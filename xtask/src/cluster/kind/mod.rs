@@ -29,16 +29,24 @@ pub(crate) fn up() -> Result<()> {
     if docker.is_ours() {
         step("network policies and storage", || helpers(&docker))?;
     }
-    let kubectl = gobuild::build(&gobuild::DEVCLUSTER)?;
-    let folder = kubectl.parent().map(Path::to_path_buf).unwrap_or_default();
-    gobuild::link(&kubectl, &folder, &["kubectl"])?;
-    gobuild::link(&folder.join("kubectl"), &paths::bin()?, &["kubectl"])?;
-    gobuild::link(&gobuild::build(&gobuild::HELM)?, &paths::bin()?, &["helm"])
+    if docker.is_ours() || sh::which("kubectl").is_none() {
+        let kubernetes = gobuild::build(&gobuild::DEVCLUSTER)?;
+        let folder = kubernetes.parent().map(Path::to_path_buf).unwrap_or_default();
+        gobuild::link(&kubernetes, &folder, &["kubectl"])?;
+        gobuild::link(&folder.join("kubectl"), &paths::bin()?, &["kubectl"])?;
+    }
+    if docker.is_ours() || sh::which("helm").is_none() {
+        gobuild::link(&gobuild::build(&gobuild::HELM)?, &paths::bin()?, &["helm"])?;
+    }
+    Ok(())
 }
 
 /// Deletes the cluster, and the Docker daemon if it is ours.
 pub(crate) fn down() -> Result<()> {
     let Some(docker) = Docker::running()? else { return Ok(()) };
+    if !running()? && !docker.is_ours() {
+        return Ok(());
+    }
     let kind = kind()?;
     step("kind delete cluster", || {
         let mut command = Command::new(&kind);
@@ -92,7 +100,7 @@ fn create(kind: &Path, docker: &Docker, image: Option<&str>) -> Result<()> {
     command.args(["create", "cluster", "--wait", "120s", "-v", "3", "--config"]);
     command.arg(paths::repo().join("kind-config.yaml")).arg("--kubeconfig").arg(paths::kubeconfig()?);
     if let Some(image) = image {
-        command.args(["--image", image, "--retain"]);
+        command.args(["--image", image]);
     }
     docker.apply(&mut command);
     sh::logged(&mut command, &log).context("remedy: `cargo xtask cluster down`, or run with --cluster native")?;

@@ -15,7 +15,7 @@ const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 /// that what no rule catches ends there and never leaves the machine.
 pub(crate) fn network_up(layout: &Layout) -> Result<()> {
     let device = layout.device();
-    if !Path::new("/sys/class/net").join(&device).exists() {
+    if ip(&["link", "show", "dev", &device]).is_err() {
         ip(&["link", "add", &device, "type", "bridge"])?;
     }
     ip(&["addr", "replace", &format!("{NODE_IP}/32"), "dev", &device])?;

@@ -40,9 +40,8 @@ const MULTI_CALL: &[&str] = &[
     "netpol",
     "local-path",
 ];
-/// In the order in which they may be stopped.
-const PROCESSES: &[&str] =
-    &["forward", "kubelet", "kube-proxy", "kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"];
+/// Stopped after the others, in this order; containerd last, when the pods are gone.
+const STOPPED_LATE: &[&str] = &["kube-apiserver", "etcd", "containerd"];
 
 /// Starts what does not run yet; with everything running it only looks.
 pub(crate) fn up() -> Result<()> {
@@ -77,9 +76,17 @@ pub(crate) fn up() -> Result<()> {
 /// Stops and removes everything that `up` made.
 pub(crate) fn down() -> Result<()> {
     let layout = Layout::new()?;
+    if !layout.root.join("processes.json").exists() {
+        // Nothing of ours: the tables in the kernel would be another user's.
+        return Ok(());
+    }
     let mut procs = Procs::open(layout.root.join("processes.json"), layout.dir("log")?)?;
     step("stop the processes", || {
-        PROCESSES.iter().try_for_each(|name| procs.stop(name))?;
+        for name in procs.names().iter().map(String::as_str).filter(|name| !STOPPED_LATE.contains(name)) {
+            procs.stop(name)?;
+        }
+        procs.stop("kube-apiserver")?;
+        procs.stop("etcd")?;
         machine::cgroups_down(&layout)?;
         addons::remove_containers(&layout);
         procs.stop("containerd")
