@@ -25,7 +25,7 @@ use super::{
     reap,
     screen::Frame,
     seed::{self, SeedError, Seeder},
-    state::{PromptState, State, StateDir},
+    state::{PromptState, Resume, State, StateDir},
 };
 
 /// The agent could not be started.
@@ -57,6 +57,7 @@ pub(super) struct Inner {
     pub(super) token: Option<SecretString>,
     pub(super) prompt: Option<String>,
     pub(super) prompt_state: PromptState,
+    pub(super) resume: Resume,
     pub(super) env: BTreeMap<String, String>,
     /// Counts agent processes, so that the end of an earlier one is not taken for the end of this one.
     generation: u64,
@@ -128,6 +129,7 @@ impl Host {
             token: claim.as_ref().and_then(|claim| claim.token.clone()),
             prompt,
             prompt_state,
+            resume: state.resume,
             env: claim.as_ref().map(Claim::plain_env).unwrap_or_default(),
             generation: 0,
             process: None,
@@ -233,6 +235,7 @@ impl Host {
             state.session_id.clone_from(&inner.session_id);
             state.initial_prompt.clone_from(&inner.prompt);
             state.prompt_progress = inner.prompt_state;
+            state.resume = if inner.resume == Resume::Refused { Resume::Refused } else { Resume::Allowed };
             state
         };
         let dir = self.state_dir.clone();
@@ -269,13 +272,15 @@ impl Host {
     }
 
     pub(super) async fn start_agent(self: &Arc<Self>) -> Result<(), StartError> {
-        let (old, generation, env, begun) = {
+        let (old, generation, env, begun, may_resume) = {
             let mut inner = self.lock();
             inner.generation += 1;
             inner.agent_ready = false;
             inner.look = Look::Other;
             self.refresh(&mut inner);
-            (inner.process.take(), inner.generation, inner.env.clone(), inner.conversation.begun())
+            let begun = inner.conversation.begun();
+            let may_resume = begun && inner.resume != Resume::Refused;
+            (inner.process.take(), inner.generation, inner.env.clone(), begun, may_resume)
         };
         self.ready.send_replace(false);
         if let Some(old) = old {
@@ -289,8 +294,8 @@ impl Host {
         }
         let mark = (reap::MARK.to_owned(), self.hub.epoch().to_owned());
         let (config, profile, dirty) = (self.config.clone(), self.profile.clone(), Arc::clone(&self.dirty));
-        let process =
-            tokio::task::spawn_blocking(move || prepare_and_start(&config, &profile, &env, begun, mark, dirty))
+        let (process, resume) =
+            tokio::task::spawn_blocking(move || prepare_and_start(&config, &profile, &env, may_resume, mark, dirty))
                 .await
                 .map_err(|_| StartError::Interrupted)??;
         let process = Arc::new(process);
@@ -299,6 +304,9 @@ impl Host {
             let mut inner = self.lock();
             inner.last_change = Instant::now();
             inner.process = Some(Arc::clone(&process));
+            if inner.resume != Resume::Refused {
+                inner.resume = resume;
+            }
             self.frames.send_replace(Arc::new(Frame::default()));
         }
         self.dirty.notify_one();
@@ -318,6 +326,10 @@ impl Host {
             return;
         }
         tracing::error!(code = exit.code, signal = exit.signal, "the agent ended by itself");
+        if inner.resume == Resume::Asked && !inner.agent_ready {
+            tracing::warn!("the agent did not go on with its conversation; its next process starts a new one");
+            inner.resume = Resume::Refused;
+        }
         inner.agent_ready = false;
         inner.process = None;
         let message = format!("The agent ended with code {}. Its container is being restarted.", exit.code);
@@ -332,20 +344,23 @@ fn prepare_and_start(
     config: &SessionConfig,
     profile: &AgentProfile,
     claim_env: &BTreeMap<String, String>,
-    begun: bool,
+    may_resume: bool,
     mark: (String, String),
     dirty: Arc<Notify>,
-) -> Result<AgentProcess, StartError> {
+) -> Result<(AgentProcess, Resume), StartError> {
     let mut env = seed::environment(profile, &config.env, claim_env);
     env.extend([mark]);
     let seeder = Seeder { home: &config.home, workdir: &config.workdir, env: &env };
     seeder.seed(profile)?;
     let mut argv = config.command.clone().unwrap_or_else(|| profile.command.clone());
+    let mut asked = Resume::Allowed;
     if let Some(resume) = &profile.resume
-        && begun
+        && may_resume
         && seeder.can_resume(resume)
     {
         argv.extend(resume.args.iter().cloned());
+        asked = Resume::Asked;
     }
-    Ok(AgentProcess::start(&Command { argv, env, workdir: config.workdir.clone() }, dirty)?)
+    let process = AgentProcess::start(&Command { argv, env, workdir: config.workdir.clone() }, dirty)?;
+    Ok((process, asked))
 }

@@ -72,8 +72,15 @@ impl Seeder<'_> {
         }
         if let Some(json) = &file.json {
             let mut merged = match std::fs::read(&path) {
-                // A file that is not JSON is the agent's problem to report, not ours to overwrite with half of it.
-                Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other).map_err(failed)?,
+                Ok(bytes) => match serde_json::from_slice(&bytes) {
+                    Ok(value) => value,
+                    Err(error) => {
+                        // Set aside: it must neither be lost nor keep the agent from starting.
+                        tracing::warn!(path = %path.display(), %error, "a file of the agent is damaged; set aside");
+                        std::fs::rename(&path, path.with_extension("json.damaged")).map_err(failed)?;
+                        serde_json::json!({})
+                    }
+                },
                 Err(error) if error.kind() == io::ErrorKind::NotFound => serde_json::json!({}),
                 Err(error) => return Err(failed(error)),
             };
@@ -189,6 +196,17 @@ mod tests {
         assert_eq!(written["projects"]["/other"]["x"], 1);
         assert_eq!(written["projects"]["/work space"]["hasTrustDialogAccepted"], true);
         assert_eq!(written["customApiKeyResponses"]["approved"], serde_json::json!(["456789abcdefghijKLMN"]));
+    }
+
+    #[test]
+    fn a_damaged_file_does_not_keep_the_agent_from_starting() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join(".claude.json"), "{\"half\":").unwrap();
+        let seeder = Seeder { home: home.path(), workdir: Path::new("/w"), env: &BTreeMap::new() };
+        seeder.seed(&profile("claude").unwrap()).unwrap();
+        let written = std::fs::read_to_string(home.path().join(".claude.json")).unwrap();
+        assert!(written.contains("hasCompletedOnboarding"), "{written}");
+        assert!(home.path().join(".claude.json.damaged").exists());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{
     host::Host,
     pty::{AgentProcess, PtyError},
     screen::Frame,
-    state::PromptState,
+    state::{PromptState, Resume},
 };
 
 /// A screen that never comes to rest while the text is in the input box is taken as it is after this time.
@@ -144,6 +144,8 @@ impl Host {
         let mut inner = self.lock();
         let id = inner.conversation.user_message(&self.profile, content, before.screen(), now);
         self.publish_message(&inner, Some(id));
+        // There is a conversation again that the next process can go on with.
+        inner.resume = Resume::Allowed;
         inner.sending = false;
         inner.last_change = Instant::now();
         self.observe(&mut inner);

@@ -52,12 +52,35 @@ pub(super) struct State {
     /// How far it got.
     #[serde(rename = "initial_prompt_state")]
     pub prompt_progress: PromptState,
+    /// Whether the next agent process goes on with the conversation.
+    #[serde(default)]
+    pub resume: Resume,
+}
+
+/// Whether a restarted agent is asked to go on with its conversation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Resume {
+    /// When it has one.
+    #[default]
+    Allowed,
+    /// It was asked to.
+    Asked,
+    /// It ended before it was ready when it was asked to: a broken conversation must not keep the pod down.
+    Refused,
 }
 
 impl State {
     /// A state of the current version.
     pub(super) fn new(messages: Vec<Message>) -> Self {
-        Self { version: VERSION, session_id: None, messages, initial_prompt: None, prompt_progress: PromptState::None }
+        Self {
+            version: VERSION,
+            session_id: None,
+            messages,
+            initial_prompt: None,
+            prompt_progress: PromptState::None,
+            resume: Resume::Allowed,
+        }
     }
 }
 

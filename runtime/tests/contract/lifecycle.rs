@@ -122,6 +122,26 @@ async fn a_killed_container_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+async fn a_conversation_that_the_agent_cannot_resume_does_not_keep_the_pod_down() {
+    let script = "case \"$*\" in *--continue*) exit 3;; esac; \
+        r=$(printf '─%.0s' $(seq 80)); printf 'fresh\\n%s\\n❯ \\n%s\\n  ? for shortcuts' \"$r\" \"$r\"; sleep 1000";
+    let pod = Pod::with_command(&["bash", "-c", script, "agent"]).set("AGENTAPI_AGENT_TYPE", "claude");
+    std::fs::create_dir_all(pod.path("home/.claude/projects/-w")).unwrap();
+    std::fs::write(pod.path("home/.claude/projects/-w/a.jsonl"), "{}").unwrap();
+    let message = |id: u64, role: &str| json!({"id": id, "content": "x", "role": role, "time": "2026-01-01T00:00:00Z"});
+    let state = json!({
+        "version": 1, "session_id": null, "messages": [message(0, "agent"), message(1, "user"), message(2, "agent")],
+        "initial_prompt": null, "initial_prompt_state": "none",
+    });
+    std::fs::write(pod.path("state/state.json"), state.to_string()).unwrap();
+    let mut first = pod.start().await;
+    assert_eq!(first.exit().await, Some(1));
+    let second = pod.start().await;
+    second.stable().await;
+    assert_eq!(second.messages().await.len(), 3);
+}
+
+#[tokio::test]
 async fn the_end_of_the_agent_is_told_and_ends_the_container() {
     let pod = Pod::new();
     let mut session = pod.start().await;
