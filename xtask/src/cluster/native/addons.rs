@@ -12,8 +12,9 @@ use crate::image_tar::{self, Entry, Image, Layer};
 use crate::progress::wait_for;
 use crate::{paths, sh};
 
-/// Builds and loads the images that the cluster itself needs.
-pub(crate) fn images(layout: &Layout, tools: &Path, coredns: &Path) -> Result<()> {
+/// Builds and loads the images that the cluster itself needs; says whether any was new.
+pub(crate) fn images(layout: &Layout, tools: &Path, coredns: &Path) -> Result<bool> {
+    let mut new = false;
     let dir = layout.dir("images")?;
     let present = ctr(layout, &["images", "list", "-q"])?;
     for (image, source, program) in
@@ -30,8 +31,9 @@ pub(crate) fn images(layout: &Layout, tools: &Path, coredns: &Path) -> Result<()
         let names = vec![image.to_owned()];
         image_tar::write(&tar, &[Image { names, layers: vec![&layer], entrypoint, user: "65532:65532" }])?;
         import(layout, &tar)?;
+        new = true;
     }
-    Ok(())
+    Ok(new)
 }
 
 /// Loads an image tar into the node.
@@ -39,8 +41,9 @@ pub(crate) fn import(layout: &Layout, tar: &Path) -> Result<()> {
     ctr(layout, &["images", "import", &tar.to_string_lossy()]).map(drop)
 }
 
-/// Applies cluster DNS and waits until it answers its readiness probe.
-pub(crate) fn apply(programs: &Path) -> Result<()> {
+/// Applies cluster DNS and waits until it answers its readiness probe. A `new` image under the
+/// same name replaces the running pod.
+pub(crate) fn apply(programs: &Path, new: bool) -> Result<()> {
     let kubeconfig = paths::kubeconfig()?;
     let kubectl = |args: &[&str]| {
         sh::output(Command::new(programs.join("kubectl")).arg("--kubeconfig").arg(&kubeconfig).args(args))
@@ -52,6 +55,9 @@ pub(crate) fn apply(programs: &Path) -> Result<()> {
             .map(drop)
             .map_err(|error| error.to_string())
     })?;
+    if new {
+        kubectl(&["-n", "kube-system", "rollout", "restart", "deployment/coredns"])?;
+    }
     kubectl(&["-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=90s"]).map(drop)
 }
 
@@ -64,11 +70,18 @@ pub(crate) fn remove_containers(layout: &Layout) {
     }
 }
 
-/// The CNI library keeps a record per sandbox in a folder that cannot be moved: ours are removed.
-pub(crate) fn remove_cni_cache(layout: &Layout) {
+/// What others keep in folders that cannot be moved: the CNI library a record per sandbox, the
+/// kubelet a link per container log. Ours are removed.
+pub(crate) fn remove_leftovers(layout: &Layout) {
     let prefix = format!("{}-", layout.name());
-    for entry in std::fs::read_dir("/var/lib/cni/results").into_iter().flatten().flatten() {
+    let entries = |dir| std::fs::read_dir(dir).into_iter().flatten().flatten();
+    for entry in entries("/var/lib/cni/results") {
         if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    for entry in entries("/var/log/containers") {
+        if std::fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(&layout.root)) {
             let _ = std::fs::remove_file(entry.path());
         }
     }

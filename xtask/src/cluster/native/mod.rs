@@ -67,9 +67,9 @@ pub(crate) fn up() -> Result<()> {
     let mut procs = Procs::open(layout.root.join("processes.json"), layout.dir("log")?)?;
     step("certificates", || certificates(&layout, &programs))?;
     step("etcd, API server, containerd", || control_plane(&layout, &programs, &tools, &mut procs))?;
-    step("images of the cluster itself", || addons::images(&layout, &tools, &coredns))?;
+    let new = step("images of the cluster itself", || addons::images(&layout, &tools, &coredns))?;
     step("node", || node(&layout, &programs, &mut procs))?;
-    step("cluster DNS", || addons::apply(&programs))?;
+    step("cluster DNS", || addons::apply(&programs, new))?;
     procs.ensure("forward", &tools.join("forward"), &["127.0.0.1:8080".to_owned(), format!("{NODE_IP}:30080")], "")
 }
 
@@ -94,7 +94,7 @@ pub(crate) fn down() -> Result<()> {
     step("remove network, mounts and state", || {
         super::unmount_below(&layout.root);
         machine::network_down(&layout);
-        addons::remove_cni_cache(&layout);
+        addons::remove_leftovers(&layout);
         std::fs::remove_dir_all(&layout.root)
             .with_context(|| format!("cannot remove {}: is something still mounted there?", layout.root.display()))?;
         let _ = std::fs::remove_file(paths::kubeconfig()?);
