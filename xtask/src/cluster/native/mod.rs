@@ -193,8 +193,9 @@ fn control_plane(layout: &Layout, programs: &Path, tools: &Path, procs: &mut Pro
 
 fn node(layout: &Layout, programs: &Path, procs: &mut Procs) -> Result<()> {
     let (kubelet, kube_proxy) = (config::kubelet(layout), config::kube_proxy(layout));
-    std::fs::write(layout.root.join("kubelet.yaml"), &kubelet)?;
-    std::fs::write(layout.root.join("kube-proxy.yaml"), &kube_proxy)?;
+    // kube-proxy ends when its file is touched, changed or not.
+    write_changed(&layout.root.join("kubelet.yaml"), &kubelet)?;
+    write_changed(&layout.root.join("kube-proxy.yaml"), &kube_proxy)?;
     layout.dir("kubelet")?;
     let socket = format!("--socket={}", layout.path("netpol.sock"));
     procs.ensure("netpol", &programs.join("netpol"), &config::helper_args(layout, &socket), "")?;
@@ -246,6 +247,14 @@ fn alive_until(
 
 fn program(name: &str) -> Result<PathBuf> {
     sh::which(name).with_context(|| format!("{name} is not on PATH"))
+}
+
+/// Writes the file unless it holds this text already.
+fn write_changed(file: &Path, text: &str) -> Result<()> {
+    if std::fs::read_to_string(file).is_ok_and(|before| before == text) {
+        return Ok(());
+    }
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// A file that only this user may read.
