@@ -45,6 +45,7 @@ pub(super) fn base() -> Result<Base> {
     let packages = packages("debian/packages.txt")?;
     let key = layer::key(&[b"debian bookworm minbase", packages.join(" ").as_bytes()]);
     let root = paths::ensure(paths::cache()?.join("rootfs"))?.join(&key[..16]);
+    let lock = layer::lock()?;
     if !root.join("etc/debian_version").exists() {
         need_root()?;
         debian::ensure(&[("mmdebstrap", "mmdebstrap")])?;
@@ -64,6 +65,7 @@ pub(super) fn base() -> Result<Base> {
             Ok(std::fs::rename(&part, &root)?)
         })?;
     }
+    drop(lock);
     let layer = layer::cached("debian", &key, |tar| {
         layer::tree(tar, &root, Path::new(""), &kept)?;
         empty_folders(tar)

@@ -81,6 +81,7 @@ pub(super) fn cached(
     let folder = paths::ensure(paths::cache()?.join("layers"))?;
     let tar = folder.join(format!("{}-{}.tar", name.replace(' ', "-"), &key[..16]));
     let stamp = tar.with_extension("diff");
+    let _lock = lock()?;
     if let (true, Ok(diff)) = (tar.exists(), fs::read_to_string(&stamp)) {
         return Ok(Layer { name: name.to_owned(), tar, diff });
     }
@@ -96,7 +97,22 @@ pub(super) fn cached(
     Ok(Layer { name: name.to_owned(), tar, diff })
 }
 
-/// Removes the older layers of the same name but one: each change of our code makes a new one of some 80 MB.
+/// Held while something in the cache folder is made: two runs, say of two checkouts, would write the same files.
+/// Not held while cargo runs, and never twice by one run.
+pub(super) fn lock() -> Result<File> {
+    let path = paths::cache()?.join("images.lock");
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    if file.try_lock().is_err() {
+        println!("  wait   another `cargo xtask images` is at work");
+        file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    }
+    Ok(file)
+}
+
+/// Layers of one name that stay beside the newest: other checkouts may be about to pack theirs.
+const OLD_LAYERS: usize = 3;
+
+/// Removes the oldest layers of the same name: each change of our code makes a new one of some 80 MB.
 fn forget_old(newest: &Path) -> Result<()> {
     let name = |path: &Path| {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -111,7 +127,7 @@ fn forget_old(newest: &Path) -> Result<()> {
         }
     }
     others.sort();
-    others.pop();
+    others.truncate(others.len().saturating_sub(OLD_LAYERS));
     for (_, old) in others {
         fs::remove_file(old.with_extension("diff"))?;
         fs::remove_file(old)?;

@@ -11,7 +11,6 @@ mod debian;
 mod layer;
 mod node;
 
-use std::fs::File;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -72,20 +71,8 @@ fn build_in(out: &std::path::Path, only: &[String], profile: &str) -> Result<Vec
     if names.is_empty() {
         bail!("no such image; there are {}", catalog::NAMES.join(", "));
     }
-    let _lock = lock()?;
     let images = catalog::images(&names, profile)?;
     images.iter().map(|image| progress::step(&format!("image {}", image.name), || write(out, image))).collect()
-}
-
-/// One build at a time: two would write the same layers.
-fn lock() -> Result<File> {
-    let path = paths::cache()?.join("images.lock");
-    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    if file.try_lock().is_err() {
-        println!("  waiting for another `cargo xtask images`");
-        file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
-    }
-    Ok(file)
 }
 
 /// Packs the image unless the tar that is there already holds it.
@@ -93,6 +80,7 @@ fn write(out: &std::path::Path, image: &Image) -> Result<Built> {
     let digest = image.digest()?;
     let archive = out.join(format!("{}.tar", image.name));
     let stamp = out.join(format!("{}.digest", image.name));
+    let _lock = layer::lock()?;
     let current = archive.exists() && std::fs::read_to_string(&stamp).is_ok_and(|old| old == digest);
     if !current {
         image.write(&archive)?;

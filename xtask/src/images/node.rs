@@ -19,6 +19,7 @@ pub(super) fn node() -> Result<Node> {
     let requirements = layer::input("node/requirements.txt")?;
     let key = layer::key(&[b"node", &requirements]);
     let root = paths::ensure(paths::cache()?.join("node"))?.join(&key[..16]);
+    let _lock = layer::lock()?;
     if !root.join("bin/node").exists() {
         if sh::output(Command::new("python3").args(["-m", "pip", "--version"])).is_err() {
             debian::ensure(&[("/usr/lib/python3/dist-packages/pip/__init__.py", "python3-pip")])?;
@@ -70,6 +71,7 @@ impl Node {
             (layer::input(&format!("{name}/package.json"))?, layer::input(&format!("{name}/package-lock.json"))?);
         let key = layer::key(&[self.key.as_bytes(), &manifest, &lock]);
         let folder = paths::ensure(paths::cache()?.join("npm"))?.join(format!("{name}-{}", &key[..16]));
+        let _lock = layer::lock()?;
         if folder.exists() {
             return Ok(folder);
         }
