@@ -1,13 +1,18 @@
 # A throw-away Postgres. Prints its directory, serves, and removes everything when standard input ends: that happens
 # with the test process, however it dies. usage: server.sh <bin dir> <port>; PGPASSWORD is the superuser's password.
 set -eu
-trap '' INT TERM HUP
+# PIPE: the test process may be gone before it has read the directory.
+trap '' INT TERM HUP PIPE
 dir=$(mktemp -d "${TMPDIR:-/tmp}/agentapi-pg.XXXXXX")
 pid=
 clean_up() {
     if [ -n "$pid" ]; then
-        # Not yet waited for, so the number can't belong to another process.
-        kill -QUIT "$pid" 2>/dev/null || true
+        # Not yet waited for, so the number can't belong to another process. Again and again: a server that has just
+        # been started may not have its signal handlers yet.
+        while grep -qs '^State:[[:space:]]*[^Z]' "/proc/$pid/status"; do
+            kill -QUIT "$pid" 2>/dev/null || true
+            sleep 0.05
+        done
         wait "$pid" || true
     fi
     rm -rf "$dir"
