@@ -8,6 +8,7 @@ use agentapi_tests::serve::{Platform, Replica, Tenant};
 use anyhow::{Context, Result};
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::Connection;
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
 const SOON: Duration = Duration::from_secs(30);
@@ -214,4 +215,49 @@ async fn quotas_hold_under_concurrency_and_name_themselves() -> Result<()> {
         Ok(if answer.status == 201 { Ok(()) } else { Err(answer.body.to_string()) })
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_organizations_flood_leaves_room_for_the_others() -> Result<()> {
+    let (platform, replica, acme) = platform().await?;
+    let globex = platform.tenant("globex").await?;
+    let calm = replica.api(Some(&globex.alice))?;
+    calm.get("/v1/workspaces").await?.expect(200)?;
+    // Whoever creates a session locks the organization; a lock that is not given back makes all others wait.
+    let mut stuck = platform.db.connect(&platform.db.admin_url()).await?;
+    let mut held = stuck.begin().await?;
+    sqlx::query("select 1 from organizations where slug = $1 for update")
+        .bind(&acme.organization.slug)
+        .execute(&mut *held)
+        .await?;
+    let flooder = replica.api(Some(&acme.alice))?;
+    let flood: Vec<_> = (0..40)
+        .map(|_| {
+            let api = flooder.clone();
+            tokio::spawn(async move { api.post("/v1/sessions", &json!({"workspace": "main"})).await })
+        })
+        .collect();
+    let mut watcher = platform.db.connect(&platform.db.admin_url()).await?;
+    eventually("the flood waits for the lock", SOON, async || {
+        let waiting: i64 =
+            sqlx::query_scalar("select count(*) from pg_locks where not granted").fetch_one(&mut watcher).await?;
+        Ok(if waiting >= 4 { Ok(()) } else { Err(waiting.to_string()) })
+    })
+    .await?;
+    for _ in 0..5 {
+        let began = std::time::Instant::now();
+        calm.get("/v1/workspaces").await?.expect(200)?;
+        assert!(began.elapsed() < Duration::from_secs(3), "the other organization had to wait {:?}", began.elapsed());
+    }
+    eventually("the flood is told to slow down", SOON, async || {
+        let answer = flooder.get("/v1/workspaces").await?;
+        Ok(if answer.problem() == "too-many-requests" { Ok(()) } else { Err(answer.body.to_string()) })
+    })
+    .await?;
+    held.rollback().await?;
+    for call in flood {
+        let answer = call.await??;
+        assert!(matches!(answer.status.as_u16(), 201 | 429), "{}: {}", answer.status, answer.body);
+    }
+    Ok(())
 }

@@ -70,7 +70,7 @@ pub struct Caller {
 impl Caller {
     /// Whose rows a transaction for this caller may see.
     pub fn scope(&self) -> TenantScope<'_> {
-        TenantScope { organization: &self.organization, user_id: Some(self.user_id), role: self.role }
+        TenantScope { organization: &self.organization, user_id: Some(self.user_id), role: self.role, platform: false }
     }
 }
 
@@ -246,7 +246,7 @@ impl Authenticator {
         if let Some(id) = self.users.get(&key).await {
             return Ok(id);
         }
-        let scope = TenantScope { organization, user_id: None, role: claims.role };
+        let scope = TenantScope { organization, user_id: None, role: claims.role, platform: false };
         let mut tx = self.store.tenant_tx(&scope).await?;
         let id = tx.upsert_user(&claims.sub, claims.email.as_deref(), claims.role).await?;
         tx.commit().await?;

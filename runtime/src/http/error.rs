@@ -181,6 +181,11 @@ impl From<StoreError> for Problem {
                 tracing::error!(%error, "database unavailable");
                 Self::unavailable("database-unavailable", "The database cannot be reached; try again.", 2)
             }
+            StoreError::TenantBusy => {
+                let detail = "Your organization has too many requests at work at this moment; send fewer at a time.";
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", "Too many requests", detail)
+                    .retry_after(1)
+            }
             StoreError::TenantGone => {
                 Self::unauthorized(Some("invalid_token"), "the organization no longer exists".to_owned())
             }

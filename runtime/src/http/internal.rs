@@ -78,7 +78,9 @@ pub async fn put_messages(
     let Some(organization) = app.store.organization_by_slug(&claims.org).await? else {
         return Err(Problem::no_such_session());
     };
-    let mut tx = app.store.tenant_tx(&TenantScope::system(&organization)).await?;
+    // What runs in a pod belongs to the tenant, so a flood of pushes counts against the tenant.
+    let scope = TenantScope { platform: false, ..TenantScope::system(&organization) };
+    let mut tx = app.store.tenant_tx(&scope).await?;
     // A late push of a pod on its way out is still taken; one of a session that never was is not.
     let Some(session) = tx.session(id).await? else {
         return Err(Problem::no_such_session());

@@ -9,11 +9,14 @@ pub mod sessions;
 pub mod users;
 pub mod workspaces;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use moka::future::Cache;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgPool, Postgres, Transaction};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use crate::auth::Role;
@@ -23,6 +26,8 @@ use identity::Organization;
 const MIN_CONNECTIONS: u32 = 2;
 /// A request that waits longer for a connection is answered with 503.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(8);
+/// A request that waits longer behind others of its organization is answered with 429.
+const SHARE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the database gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +35,9 @@ pub enum StoreError {
     /// It cannot be reached, or all connections are busy for too long.
     #[error("the database cannot be reached: {0}")]
     Unavailable(sqlx::Error),
+    /// The tenant itself keeps all connections that it may have busy.
+    #[error("the organization has too many requests at work")]
+    TenantBusy,
     /// The tenant's role is gone: the organization was deleted.
     #[error("the organization's database role no longer exists")]
     TenantGone,
@@ -76,12 +84,14 @@ pub struct TenantScope<'a> {
     pub user_id: Option<Uuid>,
     /// Admins see all users' rows of the organization.
     pub role: Role,
+    /// On behalf of the platform and not of somebody of the tenant: does not wait behind the tenant's own requests.
+    pub platform: bool,
 }
 
 impl<'a> TenantScope<'a> {
     /// The platform itself at work for a tenant, such as the loop that ends idle sessions.
     pub fn system(organization: &'a Organization) -> Self {
-        Self { organization, user_id: None, role: Role::Admin }
+        Self { organization, user_id: None, role: Role::Admin, platform: true }
     }
 }
 
@@ -89,11 +99,15 @@ impl<'a> TenantScope<'a> {
 #[derive(Clone)]
 pub struct Store {
     pool: PgPool,
+    shares: Cache<Uuid, Arc<Semaphore>>,
+    share: usize,
 }
 
 /// A transaction that sees one tenant's rows. Dropping it rolls back.
 pub struct TenantTx {
     tx: Transaction<'static, Postgres>,
+    /// The tenant's share of connections is one smaller while this lives.
+    _share: Option<OwnedSemaphorePermit>,
     organization_id: Uuid,
     user_id: Option<Uuid>,
     role: Role,
@@ -111,7 +125,10 @@ impl Store {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .idle_timeout(Duration::from_secs(300))
             .connect_lazy_with(options);
-        Ok(Self { pool })
+        // One tenant's burst must leave connections for the others.
+        let share = usize::try_from(max_connections / 2).unwrap_or(1).max(1);
+        let shares = Cache::builder().max_capacity(10_000).build();
+        Ok(Self { pool, shares, share })
     }
 
     /// Whether the database answers.
@@ -128,6 +145,7 @@ impl Store {
     /// Begins a transaction as the tenant's role. The settings end with the transaction, so a pooled connection
     /// carries nothing over to the next tenant.
     pub async fn tenant_tx(&self, scope: &TenantScope<'_>) -> Result<TenantTx, StoreError> {
+        let share = if scope.platform { None } else { Some(self.share_of(scope.organization.id).await?) };
         let mut tx = self.pool.begin().await?;
         let user = scope.user_id.map(|id| id.to_string()).unwrap_or_default();
         sqlx::query(
@@ -140,7 +158,16 @@ impl Store {
         .execute(&mut *tx)
         .await
         .map_err(role_gone)?;
-        Ok(TenantTx { tx, organization_id: scope.organization.id, user_id: scope.user_id, role: scope.role })
+        let (organization_id, user_id, role) = (scope.organization.id, scope.user_id, scope.role);
+        Ok(TenantTx { tx, _share: share, organization_id, user_id, role })
+    }
+
+    async fn share_of(&self, organization: Uuid) -> Result<OwnedSemaphorePermit, StoreError> {
+        let share = self.shares.get_with(organization, async { Arc::new(Semaphore::new(self.share)) }).await;
+        match tokio::time::timeout(SHARE_TIMEOUT, share.acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) | Err(_) => Err(StoreError::TenantBusy),
+        }
     }
 }
 

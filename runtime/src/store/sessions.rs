@@ -214,6 +214,15 @@ impl TenantTx {
         workspace: &str,
         organization_limit: Option<i64>,
     ) -> Result<Option<Result<Workspace, QuotaExceeded>>, StoreError> {
+        // A mistake in the name must not queue up behind the lock.
+        let known: bool =
+            sqlx::query_scalar("select exists (select from workspaces where name = $1 and deleted_at is null)")
+                .bind(workspace)
+                .fetch_one(&mut *self.tx)
+                .await?;
+        if !known {
+            return Ok(None);
+        }
         sqlx::query("select app.lock_organization()").execute(&mut *self.tx).await?;
         let Some(found) = self.workspaces().await?.into_iter().find(|candidate| candidate.name == workspace) else {
             return Ok(None);
