@@ -7,6 +7,7 @@ use secrecy::ExposeSecret;
 use super::{
     claim::Claim,
     host::{Host, StartError},
+    pty::Exit,
     state::{PromptState, StateError},
 };
 
@@ -51,7 +52,8 @@ impl Host {
         };
         tracing::info!(session = claim.session_id, needs_restart, "claimed");
         if needs_restart {
-            self.start_agent().await?;
+            // A pod without an agent is of no use to anybody: the container ends and starts again.
+            self.start_agent().await.inspect_err(|_| self.fail(Exit { code: 127, signal: None }))?;
         }
         self.persist().await;
         self.spawn_initial_prompt();

@@ -190,6 +190,11 @@ impl Host {
         self.failure.subscribe()
     }
 
+    /// Ends the host.
+    pub(super) fn fail(&self, exit: Exit) {
+        self.failure.send_replace(Some(exit));
+    }
+
     /// Process id of the agent.
     pub(super) fn agent_pid(&self) -> Option<u32> {
         self.lock().process.as_ref().and_then(|process| process.pid())
@@ -336,7 +341,7 @@ impl Host {
         self.hub.publish(Body::Error { message, level: "error", time: (self.config.now)() });
         self.refresh(&mut inner);
         self.ready.send_replace(false);
-        self.failure.send_replace(Some(exit));
+        self.fail(exit);
     }
 }
 

@@ -83,6 +83,17 @@ async fn a_claim_brings_environment_and_prompt_once() {
 }
 
 #[tokio::test]
+async fn a_claim_that_the_agent_cannot_start_with_ends_the_container() {
+    let pod = Pod::new();
+    let mut session = pod.start().await;
+    session.stable().await;
+    let (status, problem) = session.post("/internal/claim", json!({"sessionId": "s1", "env": {"PATH": "/none"}})).await;
+    assert_eq!(status, 500);
+    assert!(problem["detail"].as_str().unwrap().contains("bash"), "{problem}");
+    assert_eq!(session.exit().await, Some(1));
+}
+
+#[tokio::test]
 async fn a_mounted_secret_is_a_claim() {
     let signer = Signer::new();
     let pod = Pod::new().set("AGENTAPI_SESSION_PUBLIC_KEY", &signer.public);
