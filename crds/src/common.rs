@@ -29,6 +29,7 @@ pub struct WorkspaceRef {
 pub struct SecretKeyRef {
     /// Name of the Secret in the tenant namespace (`agentapi-<organization>`).
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = ("!self.startsWith('agentapi-') && !self.endsWith('-session')", "Secrets that start with agentapi- or end in -session belong to the operator and to sessions; put the credential into a Secret of your own"))]
     pub name: String,
     /// Key in the Secret.
     #[schemars(length(min = 1, max = 253))]

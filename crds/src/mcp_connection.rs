@@ -154,6 +154,7 @@ pub struct OauthAuth {
     /// Secret with the keys `clientId` and `clientSecret` in the tenant namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = ("!self.startsWith('agentapi-') && !self.endsWith('-session')", "Secrets that start with agentapi- or end in -session belong to the operator and to sessions; put the client's credentials into a Secret of your own"))]
     pub client_secret_ref: Option<String>,
     /// Scopes to ask for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -106,6 +106,7 @@ pub struct Agent {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
     #[x_kube(validation = ("self.all(s, !s.startsWith('agentapi-'))", "Secrets whose name starts with agentapi- belong to the operator; put the agent's credentials into a Secret of your own"))]
+    #[x_kube(validation = ("self.all(s, !s.endsWith('-session'))", "Secrets whose name ends in -session hold the sessions of others; put the agent's credentials into a Secret of your own"))]
     pub secret_refs: Vec<String>,
     /// How the AgentAPI talks to the agent.
     #[serde(default)]

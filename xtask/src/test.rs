@@ -18,8 +18,8 @@ pub(crate) struct Args {
     /// Which Kubernetes to use.
     #[arg(long, value_enum, default_value_t)]
     cluster: cluster::Flavor,
-    /// Cargo profile of the binaries in the images.
-    #[arg(long, default_value = "release")]
+    /// Cargo profile of the binaries in the images; `dev` takes what the tests have compiled anyway.
+    #[arg(long, default_value = "dev")]
     profile: String,
 }
 

@@ -144,7 +144,8 @@ pub fn require_content_type(headers: &HeaderMap, wanted: &str) -> Result<(), Pro
     Err(Problem::unsupported_media_type(wanted))
 }
 
-async fn read_body(body: Body, limit: usize) -> Result<Bytes, Problem> {
+/// Reads a body to its end: 413 when it is longer, 400 when it does not arrive in time.
+pub async fn read_body(body: Body, limit: usize) -> Result<Bytes, Problem> {
     let reading = axum::body::to_bytes(body, limit);
     match tokio::time::timeout(BODY_TIMEOUT, reading).await {
         Ok(Ok(bytes)) => Ok(bytes),

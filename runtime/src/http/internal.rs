@@ -2,9 +2,8 @@
 //! May touch: `auth::session_token`, `store`.
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::State;
-use http::{HeaderMap, StatusCode};
+use axum::extract::{Request, State};
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use super::App;
@@ -63,9 +62,10 @@ pub struct Taken {
 pub async fn put_messages(
     State(app): State<App>,
     SessionId(id): SessionId,
-    headers: HeaderMap,
-    body: Bytes,
+    request: Request,
 ) -> Result<(StatusCode, Json<Taken>), Problem> {
+    let (parts, body) = request.into_parts();
+    let headers = parts.headers;
     let claims = app
         .tokens
         .verify_session(extract::bearer(&headers)?)
@@ -74,6 +74,8 @@ pub async fn put_messages(
         return Err(Problem::no_such_session());
     }
     extract::require_content_type(&headers, "application/json")?;
+    // Only now: whoever has no token makes the runtime hold nothing.
+    let body = extract::read_body(body, MAX_TRANSCRIPT_BYTES).await?;
     let transcript: Transcript = extract::parse_json(&body)?;
     let Some(organization) = app.store.organization_by_slug(&claims.org).await? else {
         return Err(Problem::no_such_session());

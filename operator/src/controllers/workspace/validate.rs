@@ -40,16 +40,13 @@ pub fn validate<'a>(
                 && age(other) < age(workspace)
         })
         .collect();
-    let first = siblings.iter().find(|other| other.name_any() == name);
+    // Only who was let in can hold a name: else a namespace that is not admitted could take everybody's.
+    let first = siblings.iter().filter(|other| is_accepted(other)).find(|other| other.name_any() == name);
     let older = siblings.iter().filter(|other| is_accepted(other)).count();
-    if let Some(first) = first {
+    if first.is_some() {
         return Err(Refusal::new(
             reason::NAME_CONFLICT,
-            format!(
-                "Organization {:?} has a Workspace {name:?} already, in namespace {:?}; choose another name",
-                tenancy.slug,
-                first.namespace().unwrap_or_default()
-            ),
+            format!("Organization {:?} has a Workspace {name:?} already; choose another name", tenancy.slug),
         ));
     }
     if older >= tenancy.workspaces {
