@@ -24,7 +24,7 @@ impl Tenant {
         let tenant = Self { cluster, slug: slug.to_owned() };
         tenant.clean_up();
         tenant.cluster.apply(&tenant.organization("")).unwrap();
-        tenant.cluster.apply(&tenant.workspace(&tenant.team(), slug, "web")).unwrap();
+        tenant.cluster.apply(&Tenant::workspace(&tenant.team(), slug, "web")).unwrap();
         tenant.ready("organization", None, slug).await;
         tenant.ready("workspace", Some(&tenant.team()), "web").await;
         tenant
@@ -42,7 +42,7 @@ impl Tenant {
     }
 
     /// No warm pods: these tests need no image.
-    fn workspace(&self, namespace: &str, organization: &str, name: &str) -> String {
+    fn workspace(namespace: &str, organization: &str, name: &str) -> String {
         format!(
             "apiVersion: agentapi.dev/v1alpha1\nkind: Workspace\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
              spec:\n  organizationRef: {{name: {organization}}}\n  \
@@ -285,20 +285,20 @@ async fn a_bad_reference_is_named_and_nothing_is_created() {
     let refused = async |namespace: &str, name: &str, reason: &str| {
         tenant.says("workspace", Some(namespace), name, "Accepted", "False", reason).await;
     };
-    tenant.cluster.apply(&tenant.workspace(&team, "e2e-ghost", "ghost")).unwrap();
+    tenant.cluster.apply(&Tenant::workspace(&team, "e2e-ghost", "ghost")).unwrap();
     refused(&team, "ghost", "OrganizationNotFound").await;
-    tenant.cluster.apply(&tenant.workspace("default", "e2e-refused", "intruder")).unwrap();
+    tenant.cluster.apply(&Tenant::workspace("default", "e2e-refused", "intruder")).unwrap();
     refused("default", "intruder", "NamespaceNotAllowed").await;
     assert_eq!(tenant.get("podtemplate", "ws-intruder"), None);
     // The quota is of two.
     for name in ["second", "third"] {
-        tenant.cluster.apply(&tenant.workspace(&team, "e2e-refused", name)).unwrap();
+        tenant.cluster.apply(&Tenant::workspace(&team, "e2e-refused", name)).unwrap();
         tokio::time::sleep(Duration::from_millis(1100)).await;
     }
     refused(&team, "third", "QuotaExceeded").await;
     assert_eq!(tenant.get("podtemplate", "ws-third"), None);
     // A name that is taken, from a namespace that becomes allowed.
-    tenant.cluster.apply(&tenant.workspace("default", "e2e-refused", "web")).unwrap();
+    tenant.cluster.apply(&Tenant::workspace("default", "e2e-refused", "web")).unwrap();
     refused("default", "web", "NamespaceNotAllowed").await;
     let allow = r#"{"spec":{"allowedNamespaces":{"names":["team-e2e-refused","default"]}}}"#;
     tenant.cluster.kubectl(&["patch", "organization", "e2e-refused", "--type=merge", "-p", allow]).unwrap();

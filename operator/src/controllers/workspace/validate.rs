@@ -84,6 +84,13 @@ mod tests {
     use crate::controllers::workspace::tests::{tenancy, web};
     use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
+    fn accepted() -> Option<agentapi_crds::workspace::WorkspaceStatus> {
+        serde_json::from_value(serde_json::json!({"conditions": [{
+            "type": ACCEPTED, "status": "True", "reason": "Accepted", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"}]}))
+        .unwrap()
+    }
+
     #[test]
     fn the_quota_counts_accepted_workspaces_that_were_there_before() {
         let mut older = web();
@@ -91,10 +98,7 @@ mod tests {
         older.metadata.uid = Some("00000000-1111-4222-8333-444455556666".into());
         let one = Tenancy { workspaces: 1, ..tenancy() };
         assert!(validate(&web(), Ok(one.clone()), [&older, &web()]).is_ok(), "it was never accepted");
-        older.status = serde_json::from_value(serde_json::json!({"conditions": [{
-            "type": ACCEPTED, "status": "True", "reason": "Accepted", "message": "",
-            "lastTransitionTime": "2026-01-01T00:00:00Z"}]}))
-        .unwrap();
+        older.status = accepted();
         let refusal = validate(&web(), Ok(one.clone()), [&older, &web()]).unwrap_err();
         assert_eq!(refusal.reason, reason::QUOTA_EXCEEDED);
         assert!(validate(&older, Ok(one), [&older, &web()]).is_ok(), "who was first stays");
@@ -111,9 +115,11 @@ mod tests {
         second.metadata.uid = Some("ffffffff-1111-4222-8333-444455556666".into());
         second.metadata.creation_timestamp = Some(Time(Timestamp::from_second(20).unwrap()));
         assert!(validate(&first, Ok(tenancy()), [&first, &second]).is_ok());
+        assert!(validate(&second, Ok(tenancy()), [&first, &second]).is_ok(), "a refused one holds no name");
+        first.status = accepted();
         let refusal = validate(&second, Ok(tenancy()), [&first, &second]).unwrap_err();
         assert_eq!(refusal.reason, reason::NAME_CONFLICT);
-        assert!(refusal.message.contains("team-a"), "{}", refusal.message);
+        assert!(!refusal.message.contains("team-a"), "names a namespace of others: {}", refusal.message);
         second.spec.organization_ref.name = "globex".into();
         assert!(validate(&second, Ok(tenancy()), [&first, &second]).is_ok(), "another organization");
     }
