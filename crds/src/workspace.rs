@@ -64,7 +64,8 @@ pub struct WorkspaceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
 
-    /// A volume for the working folder. Left out: a folder that lives as long as the pod.
+    /// One volume for the working folders of all sessions of this Workspace: its users see each other's files there. Left
+    /// out: each session has a folder of its own that lives as long as its pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
 
@@ -173,7 +174,7 @@ impl Transport {
     }
 }
 
-/// A volume for the working folder of each session.
+/// One volume for the working folders of all sessions of a Workspace.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Storage {

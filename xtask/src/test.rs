@@ -18,9 +18,9 @@ pub(crate) struct Args {
     /// Which Kubernetes to use.
     #[arg(long, value_enum, default_value_t)]
     cluster: cluster::Flavor,
-    /// Cargo profile of the binaries in the images; `dev` takes what the tests have compiled anyway.
-    #[arg(long, default_value = "dev")]
-    profile: String,
+    /// Cargo profile of the binaries in the images, as in `cargo xtask up`.
+    #[arg(long)]
+    profile: Option<String>,
 }
 
 /// A part of the tests.
@@ -48,7 +48,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         cargo("unit, property, database and API tests", &["test", "--workspace", "--all-targets"], &env)?;
     }
     if wanted(Part::Cluster) {
-        up::main(&up::Args::new(args.cluster, &args.profile))?;
+        up::main(&up::Args::new(args.cluster, args.profile.clone()))?;
         let client = conformance_client()?;
         let names = cluster_tests()?;
         let mut words = vec!["test", "--workspace", "--features", "agentapi-tests/cluster"];

@@ -22,15 +22,21 @@ pub(crate) struct Args {
     /// Which Kubernetes to use.
     #[arg(long, value_enum, default_value_t)]
     cluster: cluster::Flavor,
-    /// Cargo profile of the binaries in the images; `dev` builds faster and runs slower.
-    #[arg(long, default_value = "release")]
-    profile: String,
+    /// Cargo profile of the binaries in the images. By default `dev` on Debian 12, whose C library is that of the
+    /// images, and `release` (static) elsewhere.
+    #[arg(long)]
+    profile: Option<String>,
 }
 
 impl Args {
     /// The arguments of another command that needs the cluster.
-    pub(crate) fn new(cluster: cluster::Flavor, profile: &str) -> Self {
-        Self { cluster, profile: profile.to_owned() }
+    pub(crate) fn new(cluster: cluster::Flavor, profile: Option<String>) -> Self {
+        Self { cluster, profile }
+    }
+
+    fn profile(&self) -> &str {
+        let bookworm = || fs::read_to_string("/etc/os-release").is_ok_and(|text| text.contains("CODENAME=bookworm"));
+        self.profile.as_deref().unwrap_or_else(|| if bookworm() { "dev" } else { "release" })
     }
 }
 
@@ -39,7 +45,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     println!("cluster");
     cluster::up(args.cluster)?;
     println!("images");
-    let built = images::build(&[], &args.profile)?;
+    let built = images::build(&[], args.profile())?;
     let changed = load(&built)?;
     println!("charts");
     install(&built)?;
