@@ -71,11 +71,10 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 
 /// Removes the cluster with everything in it; the caches of builds stay.
 pub(crate) fn down() -> Result<()> {
-    let (url, notes) = (paths::cache()?.join("api-url"), notes()?);
+    let url = paths::cache()?.join("api-url");
     if url.exists() {
         fs::remove_file(url)?;
     }
-    fs::remove_dir_all(notes)?;
     cluster::down()
 }
 
