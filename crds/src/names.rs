@@ -70,6 +70,13 @@ pub const SECRET_SESSION_SIGNING: &str = "agentapi-session-signing";
 pub const KEY_SIGNING_PRIVATE: &str = "private.pem";
 /// base64url of the 32-byte Ed25519 public key in [`SECRET_SESSION_SIGNING`] (the `x` of RFC 8037).
 pub const KEY_SIGNING_PUBLIC: &str = "public.x";
+/// Secret in the system namespace with the operator's own key pair ([`KEY_SIGNING_PRIVATE`], [`KEY_SIGNING_PUBLIC`]):
+/// it signs statements about tenants, such as checkpoints of their audit logs.
+pub const SECRET_AUDIT_SIGNING: &str = "agentapi-audit-signing";
+/// `typ` of a signed checkpoint of an organization's audit log.
+pub const STATEMENT_CHECKPOINT: &str = "agentapi-checkpoint+jwt";
+/// `typ` of a signed receipt of an organization's removal.
+pub const STATEMENT_RECEIPT: &str = "agentapi-receipt+jwt";
 /// Secret in the system namespace with the 32-byte master key that wraps the tenants' data keys.
 pub const SECRET_MASTER_KEY: &str = "agentapi-master-key";
 /// Key in [`SECRET_MASTER_KEY`].

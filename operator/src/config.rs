@@ -36,6 +36,9 @@ pub struct Config {
     /// Seconds after which a deletion no longer waits for Postgres; what is left there goes when it is back.
     #[arg(long, env = "DELETION_DEADLINE_SECONDS", default_value_t = 600)]
     pub deletion_deadline_seconds: u32,
+    /// Seconds between two signed checkpoints of an audit log that goes on; a silent one needs none.
+    #[arg(long, env = "AUDIT_CHECKPOINT_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub audit_checkpoint_seconds: u32,
     /// Address of the probes and metrics.
     #[arg(long, env = "LISTEN", default_value = "0.0.0.0:8081")]
     pub listen: SocketAddr,

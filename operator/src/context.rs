@@ -6,6 +6,7 @@ use crate::{
     envelope::MasterKey,
     error::{Error, Result},
     metrics::Metrics,
+    signing::Signer,
     status, tenancy,
 };
 use agentapi_crds::{McpConnection, Organization, PromptPolicy, Workspace};
@@ -107,6 +108,8 @@ pub struct Context {
     pub master_key: MasterKey,
     /// base64url of the key that session tokens are checked with.
     pub session_public_key: String,
+    /// Signs statements about tenants.
+    pub signer: Signer,
     /// Failures in a row, by object.
     pub failures: Failures,
 }

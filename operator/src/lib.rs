@@ -3,6 +3,8 @@
 //! A reconcile is five steps: dereference (reads), validate, build (both pure), apply, status.
 //! Only [`apply`] writes to the cluster and only [`tenancy`] and [`records`] write to Postgres.
 pub mod apply;
+pub mod audit;
+pub mod checkpoints;
 pub mod config;
 pub mod context;
 pub mod controllers;
@@ -17,6 +19,7 @@ pub mod records;
 pub mod run;
 pub mod scram;
 pub mod shutdown;
+pub mod signing;
 pub mod status;
 pub mod system;
 pub mod telemetry;

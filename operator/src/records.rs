@@ -1,23 +1,131 @@
 //! Rows of Workspaces, `McpConnections` and `PromptPolicies`, and what is live in Postgres. Static SQL; an
-//! equal row is not written.
+//! equal row is not written, and each change leaves its row in the audit log.
 use crate::{
+    audit::{self, Entry},
     metrics::Metrics,
     tenancy::{Result, failed, roles::Catalogue},
 };
-use serde_json::Value;
-use sqlx::{PgPool, Row};
+use serde::Serialize;
+use serde_json::{Value, json};
+use sqlx::{PgConnection, PgPool, Row, postgres::PgRow};
 use uuid::Uuid;
 
+/// A row that stands for a resource. It goes to Postgres as one JSON object whose fields are the columns.
+pub trait Record: Serialize + Sync {
+    /// Kind of the resource.
+    const KIND: &'static str;
+    /// Label of the metric that counts changes.
+    const METRIC: &'static str;
+    /// Sets aside a predecessor: another object of the same name. Gives back what it set aside.
+    const RETIRE: &'static str;
+    /// Writes the row of `$1` unless it is there already. Gives back whether it is new, and whose it was before.
+    const WRITE: &'static str;
+    /// Takes the row with id `$1` out of use. Gives back what it took out.
+    const REMOVE: &'static str;
+
+    /// Its organization; none: it is everybody's.
+    fn organization(&self) -> Option<Uuid>;
+    /// `metadata.uid`.
+    fn id(&self) -> Uuid;
+    /// `metadata.namespace` and `metadata.name`.
+    fn name(&self) -> (&str, &str);
+    /// Generation of the spec.
+    fn generation(&self) -> i64;
+}
+
+/// Write a resource's row and record that, in one transaction. An equal row is not written and leaves no record.
+pub async fn write<R: Record>(pool: &PgPool, row: &R, metrics: &Metrics) -> Result<()> {
+    let mut tx = pool.begin().await.map_err(failed("begin a transaction"))?;
+    let values = serde_json::to_value(row).unwrap_or_default();
+    let retired =
+        sqlx::query(R::RETIRE).bind(&values).fetch_all(&mut *tx).await.map_err(failed("retire a predecessor"))?;
+    record_removed::<R>(&mut tx, &retired, "superseded").await?;
+    let written =
+        sqlx::query(R::WRITE).bind(&values).fetch_optional(&mut *tx).await.map_err(failed("write a resource's row"))?;
+    if let Some(written) = &written {
+        record_written(&mut tx, row, written).await?;
+    }
+    tx.commit().await.map_err(failed("commit"))?;
+    if written.is_some() || !retired.is_empty() {
+        metrics.changed_database(R::METRIC);
+    }
+    Ok(())
+}
+
+/// A resource is gone, or must not be in use any more.
+pub async fn remove<R: Record>(pool: &PgPool, id: Uuid, metrics: &Metrics) -> Result<()> {
+    let mut tx = pool.begin().await.map_err(failed("begin a transaction"))?;
+    let removed =
+        sqlx::query(R::REMOVE).bind(id).fetch_all(&mut *tx).await.map_err(failed("remove a resource's row"))?;
+    record_removed::<R>(&mut tx, &removed, "deleted").await?;
+    tx.commit().await.map_err(failed("commit"))?;
+    if !removed.is_empty() {
+        metrics.changed_database(R::METRIC);
+    }
+    Ok(())
+}
+
+async fn record_written<R: Record>(tx: &mut PgConnection, row: &R, written: &PgRow) -> Result<()> {
+    let read =
+        || -> sqlx::Result<(bool, Option<Uuid>)> { Ok((written.try_get("created")?, written.try_get("before")?)) };
+    let (created, before) = read().map_err(failed("write a resource's row"))?;
+    let (namespace, name) = row.name();
+    let target = format!("{namespace}/{name}");
+    let detail = |more: Option<&str>| detail(row.id(), row.generation(), more);
+    let moved = !created && before != row.organization();
+    if moved {
+        // For the organization that had it, it is gone.
+        record::<R>(tx, before, "delete", &target, detail(Some("moved"))).await?;
+    }
+    let action = if created || moved { "create" } else { "update" };
+    record::<R>(tx, row.organization(), action, &target, detail(None)).await
+}
+
+async fn record_removed<R: Record>(tx: &mut PgConnection, removed: &[PgRow], reason: &str) -> Result<()> {
+    for row in removed {
+        let read = || -> sqlx::Result<(Option<Uuid>, String, Value)> {
+            let (namespace, name): (String, String) = (row.try_get("k8s_namespace")?, row.try_get("name")?);
+            let detail = detail(row.try_get("id")?, row.try_get("generation")?, Some(reason));
+            Ok((row.try_get("org_id")?, format!("{namespace}/{name}"), detail))
+        };
+        let (organization, target, detail) = read().map_err(failed("remove a resource's row"))?;
+        record::<R>(tx, organization, "delete", &target, detail).await?;
+    }
+    Ok(())
+}
+
+/// With id and generation, the digests in the log can be computed again from its rows.
+fn detail(id: Uuid, generation: i64, reason: Option<&str>) -> Value {
+    let mut detail = json!({ "id": id, "generation": generation });
+    if let Some(reason) = reason {
+        detail["reason"] = reason.into();
+    }
+    detail
+}
+
+async fn record<R: Record>(
+    tx: &mut PgConnection,
+    organization: Option<Uuid>,
+    verb: &str,
+    target: &str,
+    detail: Value,
+) -> Result<()> {
+    let action = format!("{}.{verb}", R::KIND.to_lowercase());
+    audit::record(tx, organization, &Entry { action: &action, target_kind: R::KIND, target_id: target, detail }).await
+}
+
 /// A Workspace's row.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct WorkspaceRow {
     /// `metadata.uid`.
     pub id: Uuid,
     /// Its organization.
+    #[serde(rename = "org_id")]
     pub organization: Uuid,
     /// `metadata.name`.
     pub name: String,
     /// `metadata.namespace`.
+    #[serde(rename = "k8s_namespace")]
     pub namespace: String,
     /// `agent_type` of coder/agentapi.
     pub agent_type: String,
@@ -29,72 +137,58 @@ pub struct WorkspaceRow {
     pub generation: i64,
 }
 
-/// Write a Workspace's row.
-pub async fn write_workspace(pool: &PgPool, row: &WorkspaceRow, metrics: &Metrics) -> Result<()> {
-    let mut tx = pool.begin().await.map_err(failed("begin a transaction"))?;
-    let retired = sqlx::query(
-        "update workspaces set deleted_at = now() where org_id = $1 and name = $2 and id <> $3 and deleted_at is null",
-    )
-    .bind(row.organization)
-    .bind(&row.name)
-    .bind(row.id)
-    .execute(&mut *tx)
-    .await
-    .map_err(failed("retire a predecessor"))?;
-    let written = sqlx::query(
-        "insert into workspaces as w (org_id, id, name, k8s_namespace, agent_type, max_sessions, spec, generation)
-         values ($1, $2, $3, $4, $5, $6, $7, $8)
+/// A retired Workspace's row stays for the sessions it had.
+impl Record for WorkspaceRow {
+    const KIND: &'static str = "Workspace";
+    const METRIC: &'static str = "workspace";
+    const RETIRE: &'static str = "update workspaces w set deleted_at = now()
+         from jsonb_populate_record(null::workspaces, $1) new
+         where w.org_id = new.org_id and w.name = new.name and w.id <> new.id and w.deleted_at is null
+         returning w.org_id, w.id, w.name, w.k8s_namespace, w.generation";
+    const WRITE: &'static str = "insert into workspaces as w
+             (org_id, id, name, k8s_namespace, agent_type, max_sessions, spec, generation)
+         select org_id, id, name, k8s_namespace, agent_type, max_sessions, spec, generation
+         from jsonb_populate_record(null::workspaces, $1)
          on conflict (org_id, id) do update set
              name = excluded.name, k8s_namespace = excluded.k8s_namespace, agent_type = excluded.agent_type,
              max_sessions = excluded.max_sessions, spec = excluded.spec, generation = excluded.generation,
              deleted_at = null
          where (w.name, w.k8s_namespace, w.agent_type, w.max_sessions, w.spec, w.generation, w.deleted_at)
             is distinct from (excluded.name, excluded.k8s_namespace, excluded.agent_type, excluded.max_sessions,
-                              excluded.spec, excluded.generation, null::timestamptz)",
-    )
-    .bind(row.organization)
-    .bind(row.id)
-    .bind(&row.name)
-    .bind(&row.namespace)
-    .bind(&row.agent_type)
-    .bind(row.max_sessions)
-    .bind(&row.spec)
-    .bind(row.generation)
-    .execute(&mut *tx)
-    .await
-    .map_err(failed("write the workspace's row"))?;
-    tx.commit().await.map_err(failed("commit"))?;
-    if retired.rows_affected() + written.rows_affected() > 0 {
-        metrics.changed_database("workspace");
-    }
-    Ok(())
-}
+                              excluded.spec, excluded.generation, null::timestamptz)
+         returning (xmax = 0) as created, org_id as before";
+    const REMOVE: &'static str = "update workspaces set deleted_at = now() where id = $1 and deleted_at is null
+         returning org_id, id, name, k8s_namespace, generation";
 
-/// A Workspace is gone; its row stays for the sessions it had.
-pub async fn retire_workspace(pool: &PgPool, id: Uuid, metrics: &Metrics) -> Result<()> {
-    let done = sqlx::query("update workspaces set deleted_at = now() where id = $1 and deleted_at is null")
-        .bind(id)
-        .execute(pool)
-        .await
-        .map_err(failed("retire the workspace's row"))?;
-    if done.rows_affected() > 0 {
-        metrics.changed_database("workspace");
+    fn organization(&self) -> Option<Uuid> {
+        Some(self.organization)
     }
-    Ok(())
+    fn id(&self) -> Uuid {
+        self.id
+    }
+    fn name(&self) -> (&str, &str) {
+        (&self.namespace, &self.name)
+    }
+    fn generation(&self) -> i64 {
+        self.generation
+    }
 }
 
 /// An `McpConnection`'s row.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ConnectionRow {
     /// `metadata.uid`.
     pub id: Uuid,
     /// Its organization.
+    #[serde(rename = "org_id")]
     pub organization: Uuid,
     /// Its Workspace, if it has one.
+    #[serde(rename = "workspace_id")]
     pub workspace: Option<Uuid>,
     /// `metadata.name`.
     pub name: String,
     /// `metadata.namespace`.
+    #[serde(rename = "k8s_namespace")]
     pub namespace: String,
     /// `streamableHttp`, `sse` or `stdio`.
     pub transport: &'static str,
@@ -104,74 +198,59 @@ pub struct ConnectionRow {
     pub generation: i64,
 }
 
-/// Write an `McpConnection`'s row.
-pub async fn write_connection(pool: &PgPool, row: &ConnectionRow, metrics: &Metrics) -> Result<()> {
-    let mut tx = pool.begin().await.map_err(failed("begin a transaction"))?;
-    let retired =
-        sqlx::query("delete from mcp_connections where org_id = $1 and k8s_namespace = $2 and name = $3 and id <> $4")
-            .bind(row.organization)
-            .bind(&row.namespace)
-            .bind(&row.name)
-            .bind(row.id)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("remove a predecessor"))?;
-    let written = sqlx::query(
-        "insert into mcp_connections as c
+/// With a connection's row go the tokens that belong to it.
+impl Record for ConnectionRow {
+    const KIND: &'static str = "McpConnection";
+    const METRIC: &'static str = "connection";
+    const RETIRE: &'static str = "delete from mcp_connections c
+         using jsonb_populate_record(null::mcp_connections, $1) new
+         where c.org_id = new.org_id and c.k8s_namespace = new.k8s_namespace and c.name = new.name and c.id <> new.id
+         returning c.org_id, c.id, c.name, c.k8s_namespace, c.generation";
+    const WRITE: &'static str = "insert into mcp_connections as c
              (org_id, id, workspace_id, name, k8s_namespace, origin, transport, spec, generation)
-         values ($1, $2, $3, $4, $5, 'crd', $6, $7, $8)
+         select org_id, id, workspace_id, name, k8s_namespace, 'crd', transport, spec, generation
+         from jsonb_populate_record(null::mcp_connections, $1)
          on conflict (org_id, id) do update set
              workspace_id = excluded.workspace_id, name = excluded.name, k8s_namespace = excluded.k8s_namespace,
              transport = excluded.transport, spec = excluded.spec, generation = excluded.generation
          where (c.workspace_id, c.name, c.k8s_namespace, c.transport, c.spec, c.generation)
             is distinct from (excluded.workspace_id, excluded.name, excluded.k8s_namespace, excluded.transport,
-                              excluded.spec, excluded.generation)",
-    )
-    .bind(row.organization)
-    .bind(row.id)
-    .bind(row.workspace)
-    .bind(&row.name)
-    .bind(&row.namespace)
-    .bind(row.transport)
-    .bind(&row.spec)
-    .bind(row.generation)
-    .execute(&mut *tx)
-    .await
-    .map_err(failed("write the connection's row"))?;
-    tx.commit().await.map_err(failed("commit"))?;
-    if retired.rows_affected() + written.rows_affected() > 0 {
-        metrics.changed_database("connection");
-    }
-    Ok(())
-}
+                              excluded.spec, excluded.generation)
+         returning (xmax = 0) as created, org_id as before";
+    const REMOVE: &'static str = "delete from mcp_connections where id = $1
+         returning org_id, id, name, k8s_namespace, generation";
 
-/// An `McpConnection` is gone, and the tokens that belong to it with it.
-pub async fn delete_connection(pool: &PgPool, id: Uuid, metrics: &Metrics) -> Result<()> {
-    let done = sqlx::query("delete from mcp_connections where id = $1")
-        .bind(id)
-        .execute(pool)
-        .await
-        .map_err(failed("delete the connection's row"))?;
-    if done.rows_affected() > 0 {
-        metrics.changed_database("connection");
+    fn organization(&self) -> Option<Uuid> {
+        Some(self.organization)
     }
-    Ok(())
+    fn id(&self) -> Uuid {
+        self.id
+    }
+    fn name(&self) -> (&str, &str) {
+        (&self.namespace, &self.name)
+    }
+    fn generation(&self) -> i64 {
+        self.generation
+    }
 }
 
 /// A `PromptPolicy`'s row.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PolicyRow {
     /// `metadata.uid`.
     pub id: Uuid,
     /// Its organization; none when it is global.
+    #[serde(rename = "org_id")]
     pub organization: Option<Uuid>,
     /// Its Workspace, for that scope.
+    #[serde(rename = "workspace_id")]
     pub workspace: Option<Uuid>,
     /// Global, Organization or Workspace.
     pub scope: &'static str,
     /// `metadata.name`.
     pub name: String,
     /// `metadata.namespace`.
+    #[serde(rename = "k8s_namespace")]
     pub namespace: String,
     /// Order within the scope.
     pub priority: i32,
@@ -185,20 +264,18 @@ pub struct PolicyRow {
     pub generation: i64,
 }
 
-/// Write a `PromptPolicy`'s row.
-pub async fn write_policy(pool: &PgPool, row: &PolicyRow, metrics: &Metrics) -> Result<()> {
-    let mut tx = pool.begin().await.map_err(failed("begin a transaction"))?;
-    let retired = sqlx::query("delete from prompt_policies where k8s_namespace = $1 and name = $2 and id <> $3")
-        .bind(&row.namespace)
-        .bind(&row.name)
-        .bind(row.id)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed("remove a predecessor"))?;
-    let written = sqlx::query(
-        "insert into prompt_policies as p
+impl Record for PolicyRow {
+    const KIND: &'static str = "PromptPolicy";
+    const METRIC: &'static str = "policy";
+    const RETIRE: &'static str = "delete from prompt_policies p
+         using jsonb_populate_record(null::prompt_policies, $1) new
+         where p.k8s_namespace = new.k8s_namespace and p.name = new.name and p.id <> new.id
+         returning p.org_id, p.id, p.name, p.k8s_namespace, p.generation";
+    // The subquery sees the row as it was before the statement.
+    const WRITE: &'static str = "insert into prompt_policies as p
              (id, org_id, workspace_id, scope, name, k8s_namespace, priority, locked, template, spec, generation)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+         select id, org_id, workspace_id, scope, name, k8s_namespace, priority, locked, template, spec, generation
+         from jsonb_populate_record(null::prompt_policies, $1)
          on conflict (id) do update set
              org_id = excluded.org_id, workspace_id = excluded.workspace_id, scope = excluded.scope,
              name = excluded.name, k8s_namespace = excluded.k8s_namespace, priority = excluded.priority,
@@ -208,27 +285,24 @@ pub async fn write_policy(pool: &PgPool, row: &PolicyRow, metrics: &Metrics) -> 
                 p.spec, p.generation)
             is distinct from
                (excluded.org_id, excluded.workspace_id, excluded.scope, excluded.name, excluded.k8s_namespace,
-                excluded.priority, excluded.locked, excluded.template, excluded.spec, excluded.generation)",
-    )
-    .bind(row.id)
-    .bind(row.organization)
-    .bind(row.workspace)
-    .bind(row.scope)
-    .bind(&row.name)
-    .bind(&row.namespace)
-    .bind(row.priority)
-    .bind(row.locked)
-    .bind(&row.template)
-    .bind(&row.spec)
-    .bind(row.generation)
-    .execute(&mut *tx)
-    .await
-    .map_err(failed("write the policy's row"))?;
-    tx.commit().await.map_err(failed("commit"))?;
-    if retired.rows_affected() + written.rows_affected() > 0 {
-        metrics.changed_database("policy");
+                excluded.priority, excluded.locked, excluded.template, excluded.spec, excluded.generation)
+         returning (xmax = 0) as created,
+                   (select was.org_id from prompt_policies was where was.id = p.id) as before";
+    const REMOVE: &'static str = "delete from prompt_policies where id = $1
+         returning org_id, id, name, k8s_namespace, generation";
+
+    fn organization(&self) -> Option<Uuid> {
+        self.organization
     }
-    Ok(())
+    fn id(&self) -> Uuid {
+        self.id
+    }
+    fn name(&self) -> (&str, &str) {
+        (&self.namespace, &self.name)
+    }
+    fn generation(&self) -> i64 {
+        self.generation
+    }
 }
 
 /// Generation of a policy whose template is in use.
@@ -238,19 +312,6 @@ pub async fn active_policy_generation(pool: &PgPool, id: Uuid) -> Result<Option<
         .fetch_optional(pool)
         .await
         .map_err(failed("read the policy's row"))
-}
-
-/// A `PromptPolicy` is gone.
-pub async fn delete_policy(pool: &PgPool, id: Uuid, metrics: &Metrics) -> Result<()> {
-    let done = sqlx::query("delete from prompt_policies where id = $1")
-        .bind(id)
-        .execute(pool)
-        .await
-        .map_err(failed("delete the policy's row"))?;
-    if done.rows_affected() > 0 {
-        metrics.changed_database("policy");
-    }
-    Ok(())
 }
 
 /// A live organization as Postgres has it.

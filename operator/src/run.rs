@@ -115,6 +115,7 @@ async fn lead(
         triggers: watches.triggers,
         master_key: keys.master,
         session_public_key: keys.session_public_key,
+        signer: keys.signer,
         failures: Failures::default(),
     });
     let ours = stop.child_token();

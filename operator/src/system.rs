@@ -1,8 +1,9 @@
-//! The two Secrets of the system namespace that have to exist once: the key pair of session tokens and
-//! the master key. They are created when they are missing and never changed.
+//! The three Secrets of the system namespace that have to exist once: the key pair of session tokens, that of
+//! signed statements and the master key. They are created when they are missing and never changed.
 use crate::{
     envelope::{self, MasterKey},
     error::{Error, Result},
+    signing::Signer,
 };
 use agentapi_crds::names;
 use aws_lc_rs::{
@@ -20,18 +21,21 @@ use kube::{
 };
 use std::collections::BTreeMap;
 
-/// What the operator needs of the two Secrets.
+/// What the operator needs of the three Secrets.
 pub struct SystemKeys {
     /// The key that wraps data keys.
     pub master: MasterKey,
     /// base64url of the key that session tokens are checked with.
     pub session_public_key: String,
+    /// Signs statements.
+    pub signer: Signer,
 }
 
-/// Read the two Secrets, creating what is missing.
+/// Read the three Secrets, creating what is missing.
 pub async fn ensure(client: &Client, namespace: &str) -> Result<SystemKeys> {
     let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
     let signing = get_or_create(&secrets, names::SECRET_SESSION_SIGNING, signing_key).await?;
+    let statements = get_or_create(&secrets, names::SECRET_AUDIT_SIGNING, signing_key).await?;
     let master = get_or_create(&secrets, names::SECRET_MASTER_KEY, || {
         Ok([(names::KEY_MASTER.to_owned(), ByteString(envelope::random::<32>()?.to_vec()))].into())
     })
@@ -39,7 +43,10 @@ pub async fn ensure(client: &Client, namespace: &str) -> Result<SystemKeys> {
     let public = value(&signing, names::KEY_SIGNING_PUBLIC)?;
     let session_public_key = String::from_utf8(public.to_vec())
         .map_err(|_| missing(names::SECRET_SESSION_SIGNING, names::KEY_SIGNING_PUBLIC))?;
-    Ok(SystemKeys { master: MasterKey::new(value(&master, names::KEY_MASTER)?)?, session_public_key })
+    let signer = Signer::from_pem(value(&statements, names::KEY_SIGNING_PRIVATE)?)
+        .map_err(|_| missing(names::SECRET_AUDIT_SIGNING, names::KEY_SIGNING_PRIVATE))?;
+    tracing::info!(kid = signer.kid(), "statements are signed with this key");
+    Ok(SystemKeys { master: MasterKey::new(value(&master, names::KEY_MASTER)?)?, session_public_key, signer })
 }
 
 async fn get_or_create(
@@ -80,7 +87,7 @@ fn signing_key() -> Result<BTreeMap<String, ByteString>> {
 }
 
 /// RFC 7468: base64 in lines of 64.
-fn pem(der: &[u8]) -> String {
+pub(crate) fn pem(der: &[u8]) -> String {
     let encoded = STANDARD.encode(der);
     let mut text = String::from("-----BEGIN PRIVATE KEY-----\n");
     for line in encoded.as_bytes().chunks(64) {

@@ -66,16 +66,14 @@ async fn the_verifier_agrees_with_the_trigger() {
         let mut tx = runtime.begin().await.unwrap();
         become_tenant(&mut tx, &world.acme, Some(world.acme.alice.id), "user").await.unwrap();
         sqlx::query(
-            "insert into audit_log (actor, action, target_kind, target_id, request_id, source_ip, user_agent, detail,
-                                    config_digest)
-             values ('user:alice', 'session.create', 'Session', $1, $2, $3, $4, $5, $6)",
+            "insert into audit_log (actor, action, target_kind, target_id, request_id, source_ip, user_agent, detail)
+             values ('user:alice', 'session.create', 'Session', $1, $2, $3, $4, $5)",
         )
         .bind(some())
         .bind(some())
         .bind(some())
         .bind(some())
         .bind(&detail)
-        .bind(some())
         .execute(&mut *tx)
         .await
         .unwrap_or_else(|e| panic!("{detail}: {e}"));

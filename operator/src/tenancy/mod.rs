@@ -36,6 +36,9 @@ pub enum Error {
     /// A key can't be made or opened.
     #[error(transparent)]
     Envelope(#[from] crate::envelope::Error),
+    /// A statement can't be signed.
+    #[error(transparent)]
+    Signing(#[from] crate::signing::Error),
     /// A password can't become a verifier.
     #[error(transparent)]
     Scram(#[from] crate::scram::Error),

@@ -5,7 +5,12 @@ use super::{
     names::{TenantRoles, literal},
     roles::{self, Catalogue},
 };
-use crate::{envelope::MasterKey, metrics::Metrics, scram};
+use crate::{
+    audit::{self, Entry},
+    envelope::MasterKey,
+    metrics::Metrics,
+    scram,
+};
 use agentapi_crds::common::DeletionPolicy;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
@@ -73,9 +78,11 @@ pub async fn ensure(
     metrics: &Metrics,
 ) -> Result<Ensured> {
     let mut tx = pool.begin().await.map_err(failed("begin a transaction"))?;
-    write_row(&mut tx, tenant, metrics).await?;
-    let catalogue = bring_roles_into_order(&mut tx, tenant, metrics).await?;
-    let data_key = data_key(&mut tx, tenant, master, kept, metrics).await?;
+    let mut changes = Changes { metrics, made: Vec::new() };
+    let created = write_row(&mut tx, tenant, &mut changes).await?;
+    let catalogue = bring_roles_into_order(&mut tx, tenant, &mut changes).await?;
+    let data_key = data_key(&mut tx, tenant, master, kept, &mut changes).await?;
+    changes.record(&mut tx, tenant, created).await?;
     let sessions: i64 = sqlx::query_scalar("select count(*) from sessions where org_id = $1 and ended_at is null")
         .bind(tenant.id)
         .fetch_one(&mut *tx)
@@ -87,17 +94,47 @@ pub async fn ensure(
     Ok(Ensured { data_key, password_digest, sessions: i32::try_from(sessions).unwrap_or(i32::MAX) })
 }
 
-async fn write_row(tx: &mut PgConnection, tenant: &Tenant, metrics: &Metrics) -> Result<()> {
+/// What one [`ensure`] has changed: one row of the audit log, however much it is.
+struct Changes<'a> {
+    metrics: &'a Metrics,
+    made: Vec<&'static str>,
+}
+
+impl Changes<'_> {
+    fn made(&mut self, what: &'static str) {
+        self.metrics.changed_database(what);
+        if !self.made.contains(&what) {
+            self.made.push(what);
+        }
+    }
+
+    async fn record(&self, tx: &mut PgConnection, tenant: &Tenant, created: bool) -> Result<()> {
+        let action = match self.made.as_slice() {
+            [] => return Ok(()),
+            _ if created => "organization.create",
+            made if made.contains(&"organization") => "organization.update",
+            _ => "organization.repair",
+        };
+        let detail = json!({"generation": tenant.generation, "issuer": tenant.issuer,
+                            "orgClaim": tenant.org_claim_value, "changed": self.made});
+        audit(tx, tenant.id, &tenant.slug, action, detail).await
+    }
+}
+
+/// Whether the row is new.
+async fn write_row(tx: &mut PgConnection, tenant: &Tenant, changes: &mut Changes<'_>) -> Result<bool> {
     // A predecessor of the same name whose removal did not reach Postgres.
-    let superseded =
-        sqlx::query("update organizations set deleted_at = now() where slug = $1 and id <> $2 and deleted_at is null")
-            .bind(&tenant.slug)
-            .bind(tenant.id)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("retire a predecessor"))?;
-    if superseded.rows_affected() > 0 {
-        metrics.changed_database("organization");
+    let superseded: Vec<Uuid> = sqlx::query_scalar(
+        "update organizations set deleted_at = now() where slug = $1 and id <> $2 and deleted_at is null returning id",
+    )
+    .bind(&tenant.slug)
+    .bind(tenant.id)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed("retire a predecessor"))?;
+    for id in superseded {
+        changes.metrics.changed_database("organization");
+        audit(tx, id, &tenant.slug, "organization.delete", json!({"reason": "superseded"})).await?;
     }
     let written = sqlx::query(
         "insert into organizations as o (id, slug, display_name, issuer, audience, jwks_uri, org_claim_value,
@@ -130,21 +167,22 @@ async fn write_row(tx: &mut PgConnection, tenant: &Tenant, metrics: &Metrics) ->
     .fetch_optional(&mut *tx)
     .await
     .map_err(failed("write the organization's row"))?;
-    let Some(written) = written else { return Ok(()) };
-    metrics.changed_database("organization");
-    let created: bool = written.try_get("created").map_err(failed("write the organization's row"))?;
-    let action = if created { "organization.create" } else { "organization.update" };
-    let detail = json!({"generation": tenant.generation, "issuer": tenant.issuer, "orgClaim": tenant.org_claim_value});
-    audit(tx, tenant.id, &tenant.slug, action, detail).await
+    let Some(written) = written else { return Ok(false) };
+    changes.made("organization");
+    written.try_get("created").map_err(failed("write the organization's row"))
 }
 
-async fn bring_roles_into_order(tx: &mut PgConnection, tenant: &Tenant, metrics: &Metrics) -> Result<Catalogue> {
+async fn bring_roles_into_order(
+    tx: &mut PgConnection,
+    tenant: &Tenant,
+    changes: &mut Changes<'_>,
+) -> Result<Catalogue> {
     let catalogue = roles::observe(&mut *tx).await?;
     let statements = roles::plan(&tenant.roles, &catalogue);
     let changed = !statements.is_empty();
     for statement in statements {
         tracing::info!(organization = %tenant.slug, statement, "changing a role");
-        metrics.changed_database("role");
+        changes.made("role");
         sqlx::query(AssertSqlSafe(statement)).execute(&mut *tx).await.map_err(failed("change the tenant's roles"))?;
     }
     for (role, read_only) in [(&tenant.roles.tenant, false), (&tenant.roles.read, true)] {
@@ -160,7 +198,7 @@ async fn bring_roles_into_order(tx: &mut PgConnection, tenant: &Tenant, metrics:
         .await
         .map_err(failed("say which organization a role stands for"))?;
         if written.rows_affected() > 0 {
-            metrics.changed_database("tenant_role");
+            changes.made("tenant_role");
         }
     }
     if changed { roles::observe(&mut *tx).await } else { Ok(catalogue) }
@@ -171,7 +209,7 @@ async fn data_key(
     tenant: &Tenant,
     master: &MasterKey,
     kept: Option<WrappedKey>,
-    metrics: &Metrics,
+    changes: &mut Changes<'_>,
 ) -> Result<WrappedKey> {
     let stored = sqlx::query("select version, wrapped, master_key_id from tenant_keys where org_id = $1")
         .bind(tenant.id)
@@ -204,7 +242,7 @@ async fn data_key(
         .execute(&mut *tx)
         .await
         .map_err(failed("store the data key"))?;
-    metrics.changed_database("data_key");
+    changes.made("data_key");
     Ok(key)
 }
 
@@ -242,7 +280,8 @@ pub async fn remove(pool: &PgPool, id: Uuid, slug: &str, policy: DeletionPolicy,
     .fetch_one(&mut *tx)
     .await
     .map_err(failed("look for a successor"))?;
-    let live = sqlx::query("select 1 from organizations where id = $1 and (deleted_at is null or $2)")
+    // Locked before the head of its audit log, as whoever creates a session does it.
+    let live = sqlx::query("select 1 from organizations where id = $1 and (deleted_at is null or $2) for update")
         .bind(id)
         .bind(policy == DeletionPolicy::Delete)
         .fetch_optional(&mut *tx)
@@ -276,19 +315,7 @@ pub async fn remove(pool: &PgPool, id: Uuid, slug: &str, policy: DeletionPolicy,
 }
 
 async fn audit(tx: &mut PgConnection, id: Uuid, slug: &str, action: &str, detail: Value) -> Result<()> {
-    sqlx::query(
-        "insert into audit_log (org_id, org_slug, actor, action, target_kind, target_id, detail)
-         values ($1, $2, 'agentapi-operator', $3, 'Organization', $4, $5)",
-    )
-    .bind(id)
-    .bind(slug)
-    .bind(action)
-    .bind(slug)
-    .bind(detail)
-    .execute(&mut *tx)
-    .await
-    .map_err(failed("write the audit log"))?;
-    Ok(())
+    audit::record(tx, Some(id), &Entry { action, target_kind: "Organization", target_id: slug, detail }).await
 }
 
 /// The word in column `deletion_policy`.

@@ -6,7 +6,7 @@ use super::workspace::dereference::tenancy;
 use crate::{
     context::{Context, jittered, within},
     error::Result,
-    records,
+    records::{self, ConnectionRow},
 };
 use agentapi_crds::{McpConnection, conditions::reason, names};
 use kube::{
@@ -52,7 +52,7 @@ async fn present(connection: &McpConnection, context: &Context) -> Result<Action
                 return Ok(Action::requeue(SOON));
             }
             let written = match context.postgres() {
-                Ok(pool) => records::write_connection(pool, &row, &context.metrics).await,
+                Ok(pool) => records::write(pool, &row, &context.metrics).await,
                 Err(error) => Err(error),
             };
             match written {
@@ -92,7 +92,7 @@ async fn remove(connection: &McpConnection, context: &Context) -> Result<Action>
 /// Delete its row; says what is in the way.
 async fn delete_row(connection: &McpConnection, context: &Context) -> Option<String> {
     let id = connection.uid().and_then(|uid| Uuid::parse_str(&uid).ok())?;
-    let deleted = records::delete_connection(&context.database, id, &context.metrics).await;
+    let deleted = records::remove::<ConnectionRow>(&context.database, id, &context.metrics).await;
     deleted.err().map(|error| format!("waits for Postgres: {error}"))
 }
 

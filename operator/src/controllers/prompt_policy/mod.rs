@@ -8,7 +8,7 @@ use super::workspace::dereference::tenancy;
 use crate::{
     context::{Context, jittered, within},
     error::Result,
-    records,
+    records::{self, PolicyRow},
 };
 use agentapi_crds::{PromptPolicy, conditions::reason, names};
 use kube::{
@@ -58,7 +58,7 @@ async fn present(policy: &PromptPolicy, context: &Context) -> Result<Action> {
                 return Ok(Action::requeue(SOON));
             }
             let written = match context.postgres() {
-                Ok(pool) => records::write_policy(pool, &row, &context.metrics).await,
+                Ok(pool) => records::write(pool, &*row, &context.metrics).await,
                 Err(error) => Err(error),
             };
             match written {
@@ -110,7 +110,7 @@ async fn remove(policy: &PromptPolicy, context: &Context) -> Result<Action> {
 /// Delete its row; says what is in the way.
 async fn delete_row(policy: &PromptPolicy, context: &Context) -> Option<String> {
     let id = policy.uid().and_then(|uid| Uuid::parse_str(&uid).ok())?;
-    let deleted = records::delete_policy(&context.database, id, &context.metrics).await;
+    let deleted = records::remove::<PolicyRow>(&context.database, id, &context.metrics).await;
     deleted.err().map(|error| format!("waits for Postgres: {error}"))
 }
 

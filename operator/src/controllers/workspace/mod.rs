@@ -135,7 +135,7 @@ async fn take_away(workspace: &Workspace, context: &Context, sessions: bool) -> 
 /// Retire its row; says what is in the way.
 async fn retire(workspace: &Workspace, context: &Context) -> Option<String> {
     let id = workspace.uid().and_then(|uid| Uuid::parse_str(&uid).ok())?;
-    let retired = records::retire_workspace(&context.database, id, &context.metrics).await;
+    let retired = records::remove::<WorkspaceRow>(&context.database, id, &context.metrics).await;
     retired.err().map(|error| format!("waits for Postgres: {error}"))
 }
 
@@ -155,7 +155,7 @@ async fn write_row(workspace: &Workspace, accepted: &Accepted, context: &Context
         generation: workspace.metadata.generation.unwrap_or_default(),
     };
     let written = match context.postgres() {
-        Ok(pool) => records::write_workspace(pool, &row, &context.metrics).await,
+        Ok(pool) => records::write(pool, &row, &context.metrics).await,
         Err(error) => Err(error),
     };
     written.err().map(|error| {
