@@ -9,6 +9,11 @@ pub const NAMESPACE_READY: &str = "NamespaceReady";
 /// The organization's row, roles and grants are in place in Postgres.
 pub const DATABASE_READY: &str = "DatabaseReady";
 
+/// No probe of the tenant's isolation came through, and every fence is as it must be.
+pub const ISOLATION_VERIFIED: &str = "IsolationVerified";
+/// Everything that the Workspace wants to reach may be reached.
+pub const EGRESS_ALLOWED: &str = "EgressAllowed";
+
 /// Reasons; each is the `reason` of a condition above.
 pub mod reason {
     /// Everything is in place.
@@ -45,6 +50,14 @@ pub mod reason {
     pub const DATABASE_UNAVAILABLE: &str = "DatabaseUnavailable";
     /// The Kubernetes API refused a write; it is tried again.
     pub const APPLY_FAILED: &str = "ApplyFailed";
+    /// Every isolation probe was refused.
+    pub const ISOLATED: &str = "Isolated";
+    /// An isolation probe came through, or a fence was not as it must be; the message names the probe.
+    pub const ISOLATION_BREACHED: &str = "IsolationBreached";
+    /// An isolation probe could not run; the message says why.
+    pub const ISOLATION_UNKNOWN: &str = "IsolationUnknown";
+    /// A rule of `spec.egress` is not allowed; the message says which and why. The others are in force.
+    pub const EGRESS_NOT_ALLOWED: &str = "EgressNotAllowed";
     /// The object is being deleted; the message says what is left.
     pub const DELETING: &str = "Deleting";
 }

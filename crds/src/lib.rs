@@ -2,6 +2,7 @@
 //! the operator and the runtime share. Data types only: no client, no async runtime.
 pub mod common;
 pub mod conditions;
+pub mod isolation;
 pub mod mcp_connection;
 pub mod names;
 pub mod organization;

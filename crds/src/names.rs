@@ -35,6 +35,8 @@ pub const POOL_WARM: &str = "warm";
 pub const POOL_CLAIMED: &str = "claimed";
 /// A pod that was made for one session.
 pub const POOL_COLD: &str = "cold";
+/// A pod of the operator that tries from a session pod's place to reach what it must not.
+pub const POOL_PROBE: &str = "probe";
 /// Digest of the pod template that a warm pod was made from; an outdated warm pod is replaced.
 pub const ANNOTATION_TEMPLATE_HASH: &str = "agentapi.dev/template-hash";
 /// Setting this annotation on an Organization to a new value rotates the read-only role's password.
@@ -115,6 +117,10 @@ pub mod env {
     pub const WORKDIR: &str = "AGENTAPI_WORKDIR";
     /// Folder where the session's Secret is mounted.
     pub const SESSION_SECRET_DIR: &str = "AGENTAPI_SESSION_SECRET_DIR";
+    /// What a probe pod tries to reach, as JSON.
+    pub const PROBE_TARGETS: &str = "AGENTAPI_PROBE_TARGETS";
+    /// Address of the node, from the downward API.
+    pub const HOST_IP: &str = "AGENTAPI_HOST_IP";
     /// Name of the pod, from the downward API.
     pub const POD_NAME: &str = "AGENTAPI_POD_NAME";
 }

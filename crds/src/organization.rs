@@ -1,5 +1,6 @@
 //! `Organization`: the tenant. Cluster-scoped, since it owns a namespace.
 use crate::common::{Condition, DeletionPolicy, LabelSelector};
+use crate::{isolation::Isolation, workspace::EgressRule};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Namespace", type_ = "string", json_path = ".status.namespace"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Isolated", type_ = "string", json_path = ".status.conditions[?(@.type==\"IsolationVerified\")].status"),
     printcolumn(name = "Sessions", type_ = "integer", json_path = ".status.usage.sessions"),
     printcolumn(name = "Workspaces", type_ = "integer", json_path = ".status.usage.workspaces", priority = "1"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = "1"),
@@ -44,6 +46,12 @@ pub struct OrganizationSpec {
     /// Upper limits for all workspaces together; enforced by the API and by a ResourceQuota.
     #[serde(default)]
     pub quota: Quota,
+
+    /// What the Organization's Workspaces may reach; a Workspace's `egress` is cut down to this. Left out: any address outside of
+    /// the cluster, and no namespace. An empty list: nothing. Addresses of pods, Services, nodes and link-local ones are never open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub allowed_egress: Option<Vec<EgressRule>>,
 
     /// What deleting this Organization does to its rows in Postgres. The namespace is always deleted and the audit log always stays.
     #[serde(default)]
@@ -103,12 +111,15 @@ pub struct Quota {
     pub sessions: i32,
     /// CPU limit of all session pods together.
     #[serde(default = "default_cpu")]
+    #[x_kube(validation = ("isQuantity(string(self)) && !quantity(string(self)).isLessThan(quantity('0'))", "cpu is a quantity that is not negative, for example 8"))]
     pub cpu: Quantity,
     /// Memory limit of all session pods together.
     #[serde(default = "default_memory")]
+    #[x_kube(validation = ("isQuantity(string(self)) && !quantity(string(self)).isLessThan(quantity('0'))", "memory is a quantity that is not negative, for example 16Gi"))]
     pub memory: Quantity,
     /// Storage of all volumes together.
     #[serde(default = "default_storage")]
+    #[x_kube(validation = ("isQuantity(string(self)) && !quantity(string(self)).isLessThan(quantity('0'))", "storage is a quantity that is not negative, for example 16Gi"))]
     pub storage: Quantity,
 }
 
@@ -156,7 +167,10 @@ pub struct OrganizationStatus {
     /// What is in use now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
-    /// Ready, NamespaceReady, DatabaseReady.
+    /// What the isolation probes have found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
+    /// Ready, NamespaceReady, DatabaseReady, IsolationVerified.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

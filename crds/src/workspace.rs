@@ -62,6 +62,12 @@ pub struct WorkspaceSpec {
 
     /// Requests and limits of a session's agent container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = ("!has(self.limits) || !('cpu' in self.limits) || (isQuantity(string(self.limits['cpu'])) && !quantity(string(self.limits['cpu'])).isLessThan(quantity('0')))", "resources.limits: cpu is a quantity that is not negative, for example 500m"))]
+    #[x_kube(validation = ("!has(self.limits) || !('memory' in self.limits) || (isQuantity(string(self.limits['memory'])) && !quantity(string(self.limits['memory'])).isLessThan(quantity('0')))", "resources.limits: memory is a quantity that is not negative, for example 1Gi"))]
+    #[x_kube(validation = ("!has(self.limits) || !('ephemeral-storage' in self.limits) || (isQuantity(string(self.limits['ephemeral-storage'])) && !quantity(string(self.limits['ephemeral-storage'])).isLessThan(quantity('0')))", "resources.limits: ephemeral-storage is a quantity that is not negative, for example 2Gi"))]
+    #[x_kube(validation = ("!has(self.requests) || !('cpu' in self.requests) || (isQuantity(string(self.requests['cpu'])) && !quantity(string(self.requests['cpu'])).isLessThan(quantity('0')))", "resources.requests: cpu is a quantity that is not negative, for example 500m"))]
+    #[x_kube(validation = ("!has(self.requests) || !('memory' in self.requests) || (isQuantity(string(self.requests['memory'])) && !quantity(string(self.requests['memory'])).isLessThan(quantity('0')))", "resources.requests: memory is a quantity that is not negative, for example 1Gi"))]
+    #[x_kube(validation = ("!has(self.requests) || !('ephemeral-storage' in self.requests) || (isQuantity(string(self.requests['ephemeral-storage'])) && !quantity(string(self.requests['ephemeral-storage'])).isLessThan(quantity('0')))", "resources.requests: ephemeral-storage is a quantity that is not negative, for example 2Gi"))]
     pub resources: Option<ResourceRequirements>,
 
     /// One volume for the working folders of all sessions of this Workspace: its users see each other's files there. Left
@@ -69,7 +75,7 @@ pub struct WorkspaceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
 
-    /// What the agent may connect to besides DNS and the AgentAPI itself.
+    /// What the agent may connect to besides DNS and the AgentAPI itself, as far as the Organization's `allowedEgress` goes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub egress: Vec<EgressRule>,
@@ -179,6 +185,7 @@ impl Transport {
 #[serde(rename_all = "camelCase")]
 pub struct Storage {
     /// Size of the volume, for example `5Gi`.
+    #[x_kube(validation = ("isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))", "size is a quantity above zero, for example 5Gi"))]
     pub size: Quantity,
     /// StorageClass. Left out: the cluster's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -187,7 +194,7 @@ pub struct Storage {
 }
 
 /// One destination that the agent may connect to.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, KubeSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("has(self.cidr) != has(self.__namespace__)", "an egress rule names exactly one of cidr (for example 203.0.113.0/24) and namespace (for example agentapi-demo)"))]
 pub struct EgressRule {
@@ -200,6 +207,7 @@ pub struct EgressRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     #[x_kube(validation = ("!self.startsWith('agentapi-') || self == 'agentapi-demo'", "egress can't name a namespace that starts with agentapi-; those belong to tenants and to the operator"))]
+    #[x_kube(validation = ("!(self in ['default', 'kube-system', 'kube-public', 'kube-node-lease'])", "egress can't name a namespace of the cluster itself (default, kube-system, kube-public, kube-node-lease): what runs there can reach everything; session pods can ask its DNS without a rule"))]
     pub namespace: Option<String>,
     /// TCP ports. Empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -223,7 +231,7 @@ pub struct WorkspaceStatus {
     /// Sessions that have a pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sessions: Option<i32>,
-    /// Accepted, Ready.
+    /// Accepted, Ready, EgressAllowed.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -190,7 +190,7 @@ async fn write_status(
     usage: Option<Usage>,
 ) -> Result<()> {
     let new = status::status(organization, namespace, database, usage, context.now());
-    if organization.status.as_ref() == Some(&new) {
+    if organization.status.clone().map(status::without_isolation).as_ref() == Some(&new) {
         return Ok(());
     }
     let organizations = Api::<Organization>::all(context.client.clone());

@@ -2,7 +2,7 @@
 use crate::status::{Saying, merge};
 use agentapi_crds::{
     Organization,
-    conditions::{DATABASE_READY, NAMESPACE_READY, READY, reason},
+    conditions::{DATABASE_READY, ISOLATION_VERIFIED, NAMESPACE_READY, READY, reason},
     names,
     organization::{OrganizationStatus, Usage},
 };
@@ -36,7 +36,7 @@ pub fn status(
     usage: Option<Usage>,
     now: Timestamp,
 ) -> OrganizationStatus {
-    let old = organization.status.clone().unwrap_or_default();
+    let old = without_isolation(organization.status.clone().unwrap_or_default());
     let name = organization.metadata.name.as_deref().unwrap_or_default();
     let generation = organization.metadata.generation;
     let ready = match (namespace, database) {
@@ -55,8 +55,17 @@ pub fn status(
         namespace: Some(names::tenant_namespace(name)),
         organization_id: organization.metadata.uid.clone(),
         usage: usage.or(old.usage),
+        // The isolation probes write their part themselves.
+        isolation: None,
         conditions: merge(&old.conditions, &sayings, generation, now),
     }
+}
+
+/// The part that is ours: the isolation probes write theirs with a field manager of their own.
+pub fn without_isolation(mut status: OrganizationStatus) -> OrganizationStatus {
+    status.isolation = None;
+    status.conditions.retain(|condition| condition.type_ != ISOLATION_VERIFIED);
+    status
 }
 
 #[cfg(test)]
