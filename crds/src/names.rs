@@ -41,6 +41,14 @@ pub const POOL_PROBE: &str = "probe";
 pub const ANNOTATION_TEMPLATE_HASH: &str = "agentapi.dev/template-hash";
 /// Setting this annotation on an Organization to a new value rotates the read-only role's password.
 pub const ANNOTATION_ROTATE: &str = "agentapi.dev/rotate-credentials";
+/// Setting this annotation on an Organization to a new value makes a new version of its data key.
+pub const ANNOTATION_ROTATE_DATA_KEY: &str = "agentapi.dev/rotate-data-key";
+/// Setting this annotation on one of the two key Secrets of the system namespace to a new value rotates the key.
+pub const ANNOTATION_ROTATE_KEY: &str = "agentapi.dev/rotate";
+/// Ids of the keys whose tokens a session pod accepts, sorted, with commas. Public.
+pub const ANNOTATION_SESSION_KEYS: &str = "agentapi.dev/session-keys";
+/// Id of the key that signed the session token that a pod has.
+pub const ANNOTATION_SESSION_TOKEN_KEY: &str = "agentapi.dev/session-token-key";
 /// Finalizer on every custom resource that owns something outside its own namespace.
 pub const FINALIZER: &str = "agentapi.dev/cleanup";
 
@@ -72,6 +80,12 @@ pub const SECRET_SESSION_SIGNING: &str = "agentapi-session-signing";
 pub const KEY_SIGNING_PRIVATE: &str = "private.pem";
 /// base64url of the 32-byte Ed25519 public key in [`SECRET_SESSION_SIGNING`] (the `x` of RFC 8037).
 pub const KEY_SIGNING_PUBLIC: &str = "public.x";
+/// The pair that replaces the present one as soon as all session pods know it.
+pub const KEY_SIGNING_NEXT_PRIVATE: &str = "next.pem";
+/// Public half of [`KEY_SIGNING_NEXT_PRIVATE`].
+pub const KEY_SIGNING_NEXT_PUBLIC: &str = "next.x";
+/// Public half of the predecessor, until nobody holds a token that it signed.
+pub const KEY_SIGNING_PREVIOUS_PUBLIC: &str = "previous.x";
 /// Secret in the system namespace with the operator's own key pair ([`KEY_SIGNING_PRIVATE`], [`KEY_SIGNING_PUBLIC`]):
 /// it signs statements about tenants, such as checkpoints of their audit logs.
 pub const SECRET_AUDIT_SIGNING: &str = "agentapi-audit-signing";
@@ -83,6 +97,8 @@ pub const STATEMENT_RECEIPT: &str = "agentapi-receipt+jwt";
 pub const SECRET_MASTER_KEY: &str = "agentapi-master-key";
 /// Key in [`SECRET_MASTER_KEY`].
 pub const KEY_MASTER: &str = "key";
+/// Older master keys in [`SECRET_MASTER_KEY`], each under this prefix and its id, until nothing is wrapped by them.
+pub const KEY_MASTER_PREVIOUS: &str = "previous.";
 /// Secret in a tenant namespace with the wrapped data key.
 pub const SECRET_DATA_KEY: &str = "agentapi-data-key";
 /// Secret in a tenant namespace with the connection of the read-only role.
@@ -107,7 +123,7 @@ pub mod env {
     pub const AGENT_COMMAND: &str = "AGENTAPI_AGENT_COMMAND";
     /// `pty` or `acp`.
     pub const TRANSPORT: &str = "AGENTAPI_TRANSPORT";
-    /// Public key that session tokens are checked with.
+    /// Public keys that session tokens are checked with, sorted, with commas.
     pub const SESSION_PUBLIC_KEY: &str = "AGENTAPI_SESSION_PUBLIC_KEY";
     /// Base URL of the runtime's internal API.
     pub const RUNTIME_INTERNAL_URL: &str = "AGENTAPI_RUNTIME_INTERNAL_URL";
@@ -123,6 +139,21 @@ pub mod env {
     pub const HOST_IP: &str = "AGENTAPI_HOST_IP";
     /// Name of the pod, from the downward API.
     pub const POD_NAME: &str = "AGENTAPI_POD_NAME";
+}
+
+/// Key of a session's Secret with the public keys that replace those of the pod's environment.
+pub const SESSION_SECRET_PUBLIC_KEYS: &str = "public-keys";
+
+/// Names a signing key (`kid` of its tokens): the start of its public half, which is random enough to be its own id.
+pub fn signing_key_id(public: &str) -> &str {
+    public.get(..12).unwrap_or(public)
+}
+
+/// Ids of public keys as [`ANNOTATION_SESSION_KEYS`] has them.
+pub fn signing_key_ids<'a>(public: impl IntoIterator<Item = &'a str>) -> String {
+    let mut ids: Vec<&str> = public.into_iter().map(signing_key_id).collect();
+    ids.sort_unstable();
+    ids.join(",")
 }
 
 /// Namespace of an organization's session pods.
@@ -160,5 +191,12 @@ mod tests {
         assert_eq!(tenant_role("big-corp"), "org_big_corp");
         assert_eq!(tenant_read_role("big-corp"), "org_big_corp_ro");
         assert_eq!(session_secret("w-web-1"), "w-web-1-session");
+    }
+
+    #[test]
+    fn keys_are_named_the_same_whatever_their_order() {
+        let (a, b) = ("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "zzz");
+        assert_eq!(signing_key_ids([b, a]), "11qYAYKxCrfV,zzz");
+        assert_eq!(signing_key_ids([a, b]), signing_key_ids([b, a]));
     }
 }

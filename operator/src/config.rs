@@ -33,6 +33,12 @@ pub struct Config {
     /// Age in days at which the password of a read-only role is rotated.
     #[arg(long, env = "CREDENTIAL_MAX_AGE_DAYS", default_value_t = 90)]
     pub credential_max_age_days: u32,
+    /// Age in days at which the key that signs session tokens is rotated; 0: never by itself.
+    #[arg(long, env = "SIGNING_KEY_MAX_AGE_DAYS", default_value_t = 90)]
+    pub signing_key_max_age_days: u32,
+    /// Seconds after which every replica of the runtime has what changed in a mounted Secret; the kubelet needs up to 90.
+    #[arg(long, env = "KEY_SETTLE_SECONDS", default_value_t = 120)]
+    pub key_settle_seconds: u32,
     /// Seconds after which a deletion no longer waits for Postgres; what is left there goes when it is back.
     #[arg(long, env = "DELETION_DEADLINE_SECONDS", default_value_t = 600)]
     pub deletion_deadline_seconds: u32,

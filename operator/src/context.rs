@@ -3,8 +3,8 @@ use crate::{
     apply::Applier,
     config::Config,
     drift::Owner,
-    envelope::MasterKey,
     error::{Error, Result},
+    keys::Keyring,
     metrics::Metrics,
     signing::Signer,
     status, tenancy,
@@ -29,7 +29,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// What the watches have seen.
@@ -104,14 +104,14 @@ pub struct Context {
     pub stores: Stores,
     /// Asks for reconciles.
     pub triggers: Triggers,
-    /// The key that wraps data keys.
-    pub master_key: MasterKey,
-    /// base64url of the key that session tokens are checked with.
-    pub session_public_key: String,
+    /// The keys of the platform.
+    pub keys: Keyring,
     /// Signs statements about tenants.
     pub signer: Signer,
     /// Failures in a row, by object.
     pub failures: Failures,
+    /// When the password of each organization's read-only login was tried last.
+    pub logins: Tried,
 }
 
 impl Context {
@@ -158,6 +158,23 @@ fn shorten(message: &str) -> String {
         end -= 1;
     }
     message[..end].to_owned()
+}
+
+/// What was tried when, for things that need not be tried at every reconcile.
+#[derive(Default)]
+pub struct Tried(Mutex<HashMap<String, Instant>>);
+
+impl Tried {
+    /// Is it time to try again? Counts as a try.
+    pub fn is_due(&self, name: &str, every: Duration) -> bool {
+        let mut tried = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if tried.get(name).is_some_and(|at| at.elapsed() < every) {
+            return false;
+        }
+        tried.retain(|_, at| at.elapsed() < every);
+        tried.insert(name.to_owned(), Instant::now());
+        true
+    }
 }
 
 /// Failures in a row, by object, for a backoff that grows.

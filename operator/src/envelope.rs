@@ -27,12 +27,18 @@ pub enum Error {
          it was wrapped with"
     )]
     DoesNotOpen(Uuid),
+    /// Encrypting failed; the library has no such case for so short a text.
+    #[error("the data key can't be wrapped")]
+    Seal,
     /// The operating system has no randomness.
     #[error("the random number generator failed")]
     Random,
 }
 
-/// The key that wraps all data keys.
+/// A data key in the clear, wiped when it is dropped.
+pub type DataKey = SecretBox<[u8; KEY]>;
+
+/// A key that wraps data keys.
 pub struct MasterKey {
     key: SecretBox<[u8; KEY]>,
     id: String,
@@ -53,19 +59,22 @@ impl MasterKey {
 
     /// A fresh data key for an organization, wrapped; nobody sees it open.
     pub fn wrap_new(&self, organization: Uuid, version: i32) -> Result<Vec<u8>, Error> {
-        let data_key = SecretBox::<[u8; KEY]>::new(Box::new(random()?));
+        self.wrap(organization, version, &SecretBox::new(Box::new(random()?)))
+    }
+
+    /// A data key, wrapped.
+    pub fn wrap(&self, organization: Uuid, version: i32, data_key: &DataKey) -> Result<Vec<u8>, Error> {
         let nonce: [u8; NONCE] = random()?;
         let payload = Payload { msg: data_key.expose_secret().as_slice(), aad: &aad(organization, version) };
-        let sealed =
-            self.cipher().encrypt(&Nonce::from(nonce), payload).map_err(|_| Error::DoesNotOpen(organization))?;
+        let sealed = self.cipher().encrypt(&Nonce::from(nonce), payload).map_err(|_| Error::Seal)?;
         let mut wrapped = vec![FORMAT];
         wrapped.extend_from_slice(&nonce);
         wrapped.extend_from_slice(&sealed);
         Ok(wrapped)
     }
 
-    /// Check that a wrapped key opens for the organization.
-    pub fn unwrap(&self, organization: Uuid, version: i32, wrapped: &[u8]) -> Result<SecretBox<[u8; KEY]>, Error> {
+    /// Open a wrapped key; it opens for its organization and version only.
+    pub fn unwrap(&self, organization: Uuid, version: i32, wrapped: &[u8]) -> Result<DataKey, Error> {
         let refuse = || Error::DoesNotOpen(organization);
         let (format, rest) = wrapped.split_first().ok_or_else(refuse)?;
         let (nonce, sealed) = rest.split_first_chunk::<NONCE>().ok_or_else(refuse)?;
@@ -80,6 +89,42 @@ impl MasterKey {
 
     fn cipher(&self) -> Aes256Gcm {
         Aes256Gcm::new(self.key.expose_secret().into())
+    }
+}
+
+/// The master key that wraps, and those that still open what they once wrapped.
+pub struct MasterKeys {
+    current: MasterKey,
+    previous: Vec<MasterKey>,
+}
+
+impl MasterKeys {
+    /// From all that the Secret has.
+    pub fn new(current: MasterKey, previous: Vec<MasterKey>) -> Self {
+        Self { current, previous }
+    }
+
+    /// The one that wraps.
+    pub fn current(&self) -> &MasterKey {
+        &self.current
+    }
+
+    /// Those that only open.
+    pub fn previous(&self) -> &[MasterKey] {
+        &self.previous
+    }
+
+    /// Open a data key that one of the keys has wrapped.
+    pub fn unwrap(&self, organization: Uuid, version: i32, by: &str, wrapped: &[u8]) -> Result<DataKey, Error> {
+        let mut keys = std::iter::once(&self.current).chain(&self.previous);
+        let key = keys.find(|key| key.id == by).ok_or(Error::DoesNotOpen(organization))?;
+        key.unwrap(organization, version, wrapped)
+    }
+}
+
+impl From<MasterKey> for MasterKeys {
+    fn from(current: MasterKey) -> Self {
+        Self { current, previous: Vec::new() }
     }
 }
 
@@ -103,6 +148,7 @@ mod tests {
     fn a_master_key_that_is_not_32_bytes_is_refused_with_advice() {
         let error = MasterKey::new(b"short").err().unwrap();
         assert!(error.to_string().contains("5 bytes and needs exactly 32"), "{error}");
+        assert!(error.to_string().contains("head -c 32 /dev/urandom"), "{error}");
     }
 
     #[test]
@@ -120,5 +166,19 @@ mod tests {
         assert!(master.unwrap(acme, 1, &damaged).is_err());
         assert!(master.unwrap(acme, 1, &[]).is_err());
         assert_ne!(wrapped, master.wrap_new(acme, 1).unwrap());
+    }
+
+    #[test]
+    fn the_same_data_key_comes_out_whichever_master_key_wrapped_it() {
+        let (old, new) = (MasterKey::new(&[7; 32]).unwrap(), MasterKey::new(&[8; 32]).unwrap());
+        let acme = Uuid::from_u128(1);
+        let by_old = old.wrap_new(acme, 1).unwrap();
+        let old_id = old.id().to_owned();
+        let keys = MasterKeys::new(new, vec![old]);
+        let open = keys.unwrap(acme, 1, &old_id, &by_old).unwrap();
+        let by_new = keys.current().wrap(acme, 1, &open).unwrap();
+        let again = keys.unwrap(acme, 1, keys.current().id(), &by_new).unwrap();
+        assert_eq!(open.expose_secret(), again.expose_secret());
+        assert!(keys.unwrap(acme, 1, "unknown", &by_new).is_err());
     }
 }

@@ -12,6 +12,7 @@ pub mod drift;
 pub mod envelope;
 pub mod error;
 pub mod health;
+pub mod keys;
 pub mod lease;
 pub mod metrics;
 pub mod migrate;

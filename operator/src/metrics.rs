@@ -1,6 +1,6 @@
 //! Prometheus metrics of the operator. A writes counter makes "nothing is written at steady state" observable.
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ pub struct Metrics {
     reconcile_seconds: HistogramVec,
     /// 1 while this replica leads.
     pub leader: IntGauge,
+    key_rotation: IntGaugeVec,
 }
 
 impl Metrics {
@@ -39,7 +40,15 @@ impl Metrics {
         registry.register(Box::new(reconcile_seconds.clone()))?;
         let leader = IntGauge::new("agentapi_operator_leader", "1 while this replica leads.")?;
         registry.register(Box::new(leader.clone()))?;
-        Ok(Arc::new(Self { registry, writes, database_writes, reconciles, reconcile_seconds, leader }))
+        let key_rotation = IntGaugeVec::new(
+            Opts::new(
+                "agentapi_operator_key_rotation_waits_for",
+                "Pods or data keys that a rotation under way waits for; -1 while none is under way.",
+            ),
+            &["key"],
+        )?;
+        registry.register(Box::new(key_rotation.clone()))?;
+        Ok(Arc::new(Self { registry, writes, database_writes, reconciles, reconcile_seconds, leader, key_rotation }))
     }
 
     /// One write to the Kubernetes API.
@@ -55,6 +64,12 @@ impl Metrics {
     /// The histogram of reconciles of `kind`.
     pub fn reconcile_seconds(&self, kind: &str) -> Histogram {
         self.reconcile_seconds.with_label_values(&[kind])
+    }
+
+    /// How much a rotation of `key` waits for; `None` when none is under way.
+    pub fn key_rotation(&self, key: &str, waits_for: Option<usize>) {
+        let waits_for = waits_for.map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX));
+        self.key_rotation.with_label_values(&[key]).set(waits_for);
     }
 
     /// The text that Prometheus scrapes.

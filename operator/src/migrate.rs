@@ -158,7 +158,7 @@ pub async fn run(config: &MigrateConfig) -> Result<Report, Error> {
     let mut database = connect(&target, wait).await?;
     // Again, in the one database that all runs share: the first connection may be to another one.
     lock(&mut database, SCHEMA_LOCK, wait).await?;
-    let hardened = harden(&mut database).await?;
+    let hardened = harden::harden(&mut database).await?;
     let applied = migrate_schema(&mut database).await?;
     database.close().await.map_err(step("close the connection"))?;
 
@@ -353,19 +353,6 @@ async fn create_database(server: &mut PgConnection, name: &str) -> Result<bool, 
     }
 }
 
-async fn harden(database: &mut PgConnection) -> Result<bool, Error> {
-    let superuser: bool = sqlx::query_scalar("select rolsuper from pg_roles where rolname = current_user")
-        .fetch_one(&mut *database)
-        .await
-        .map_err(step("look at the administrator"))?;
-    if superuser {
-        database.execute(include_str!("migrate/hardening.sql")).await.map_err(step("close advisory locks"))?;
-    } else {
-        tracing::warn!("the administrator is no superuser: advisory locks stay open to read-only logins of tenants");
-    }
-    Ok(superuser)
-}
-
 async fn migrate_schema(database: &mut PgConnection) -> Result<i64, Error> {
     database.execute("set role agentapi_owner").await.map_err(step("become agentapi_owner"))?;
     database.execute(DATABASE_RIGHTS).await.map_err(step("set the rights on the database"))?;
@@ -388,6 +375,8 @@ async fn applied(database: &mut PgConnection) -> Result<i64, Error> {
         .await
         .map_err(step("look for earlier migrations"))
 }
+
+mod harden;
 
 #[cfg(test)]
 mod tests;

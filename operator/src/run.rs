@@ -2,9 +2,10 @@
 use crate::{
     apply::Applier,
     config::Config,
-    context::{Context, Failures},
+    context::{Context, Failures, Tried},
     controllers::{self, watches},
     health::Health,
+    keys::Keyring,
     lease::{Elector, Outcome},
     metrics::Metrics,
     shutdown, system, tenancy,
@@ -95,7 +96,7 @@ async fn lead(
     elector: &mut Elector,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let keys = system::ensure(&client, &config.system_namespace).await?;
+    let (keys, signer) = system::ensure(&client, &config.system_namespace).await?;
     let database = tenancy::pool(&config.database_url)?;
     let tenant_database = tenant_database(&config, &database);
     let mut watches = watches(&client);
@@ -113,10 +114,10 @@ async fn lead(
         clock: Timestamp::now,
         stores: watches.stores,
         triggers: watches.triggers,
-        master_key: keys.master,
-        session_public_key: keys.session_public_key,
-        signer: keys.signer,
+        keys: Keyring::new(keys),
+        signer,
         failures: Failures::default(),
+        logins: Tried::default(),
     });
     let ours = stop.child_token();
     let queues = watches.queues;

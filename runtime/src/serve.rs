@@ -154,6 +154,7 @@ impl Server {
         }
         let last = CancellationToken::new();
         servers.spawn(server::serve(metrics, router::metrics(&app), last.clone(), Duration::from_secs(1)));
+        servers.spawn(Arc::clone(&app.tokens).follow_files(app.closing.clone()));
         let every = Duration::from_secs(config.reconcile_seconds.max(1));
         servers.spawn(reconciler::run(Arc::clone(&app.lifecycle), every, app.leaving.clone()));
         tracing::info!(public = %config.http_listen, internal = %config.internal_listen, "serving");

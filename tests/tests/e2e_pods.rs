@@ -8,7 +8,7 @@ use std::time::Duration;
 use agentapi_crds::names;
 use agentapi_runtime::metrics::Metrics;
 use agentapi_runtime::pods::kubernetes::KubernetesPods;
-use agentapi_runtime::pods::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState};
+use agentapi_runtime::pods::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState, Rekey};
 use agentapi_tests::cluster::eventually;
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::{Namespace, Pod as KubePod, PodTemplate, Secret};
@@ -89,6 +89,7 @@ impl Room {
             env: BTreeMap::from([("WORD".to_owned(), SecretString::from("hunter2"))]),
             prompt: None,
             token: SecretString::from("session-token"),
+            token_key: "first-key".into(),
         }
     }
 
@@ -125,9 +126,19 @@ async fn warm_pods_are_claimed_once_and_the_rest_are_made() -> Result<()> {
         assert_eq!(Some(&owner.uid), kube.metadata.uid.as_ref());
         let data = secret.data.context("no data")?;
         assert_eq!(data["env.json"].0, br#"{"WORD":"hunter2"}"#);
-        room.pods.renew_token(&room.organization, &pod.name, &SecretString::from("renewed")).await?;
+        assert_eq!(pod.token_key, "first-key");
+        let rekey = Rekey {
+            token: SecretString::from("renewed"),
+            token_key: "second-key".into(),
+            public_keys: vec!["abcdefghijklmnop".into(), "bcdefghijklmnopq".into()],
+        };
+        room.pods.rekey(&room.organization, &pod.name, &rekey).await?;
         let data = room.api::<Secret>().get(&names::session_secret(&pod.name)).await?.data.context("no data")?;
-        assert_eq!((data["token"].0.as_slice(), data.len()), (&b"renewed"[..], 3));
+        assert_eq!((data["token"].0.as_slice(), data.len()), (&b"renewed"[..], 4));
+        assert_eq!(data["public-keys"].0, b"abcdefghijklmnop,bcdefghijklmnopq");
+        room.pods.rekeyed(&room.organization, &pod.name, &rekey).await?;
+        let noted = room.pods.wait_running(&room.organization, &pod.name, SOON).await?.context("no pod")?;
+        assert_eq!((noted.known_keys.as_str(), noted.token_key.as_str()), ("abcdefghijkl,bcdefghijklm", "second-key"));
     }
     assert_eq!(room.pods.of_sessions(&room.organization).await?.len(), 6);
 

@@ -3,13 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use agentapi_crds::common::DeletionPolicy;
 use agentapi_operator::{
-    envelope::MasterKey,
+    envelope::{MasterKey, MasterKeys},
     metrics::Metrics,
     records,
     tenancy::{
         self, Meaning, credentials,
         names::TenantRoles,
-        organization::{Tenant, ensure, remove, set_read_password},
+        organization::{Tenant, ensure, opens_login, remove, set_read_password},
     },
 };
 use agentapi_tests::pg::{Database, Server, ServerOptions};
@@ -23,7 +23,7 @@ struct Fixture {
     server: Arc<Server>,
     database: Database,
     pool: PgPool,
-    master: MasterKey,
+    master: MasterKeys,
     metrics: Arc<Metrics>,
 }
 
@@ -34,7 +34,7 @@ impl Fixture {
         let database = Database::create_on(server.clone()).await.unwrap();
         let pool = tenancy::pool(&SecretString::from(database.operator_url())).unwrap();
         let metrics = Metrics::new().unwrap();
-        Self { server, database, pool, master: MasterKey::new(&[7; 32]).unwrap(), metrics }
+        Self { server, database, pool, master: MasterKey::new(&[7; 32]).unwrap().into(), metrics }
     }
 
     async fn ensure(&self, tenant: &Tenant) -> tenancy::Result<tenancy::organization::Ensured> {
@@ -71,6 +71,7 @@ fn tenant(slug: &str) -> Tenant {
         quota: json!({"sessions": 5}),
         deletion_policy: DeletionPolicy::Retain,
         generation: 1,
+        data_key_rotation: String::new(),
     }
 }
 
@@ -83,7 +84,7 @@ async fn the_second_time_nothing_is_written() {
     assert!(made.contains("role"), "{made}");
     let second = fixture.ensure(&acme).await.unwrap();
     assert_eq!(fixture.changes(), made);
-    assert_eq!(first.data_key, second.data_key);
+    assert_eq!(first.data_keys, second.data_keys);
     assert!(records::snapshot(&fixture.pool).await.unwrap().organizations.iter().any(|row| row.id == acme.id));
 }
 
@@ -108,6 +109,15 @@ async fn the_read_only_role_logs_in_reads_its_own_and_writes_nothing() {
     assert!(refused.to_string().contains("permission denied"), "{refused}");
     assert!(reader.execute("set role org_globex").await.is_err());
 
+    // It may change its own password, nobody can forbid that; the operator finds out by trying the one it knows.
+    assert_eq!(opens_login(&fixture.pool, &acme, &password).await, Some(true));
+    reader.execute("alter role org_acme_ro password 'stolen'").await.unwrap();
+    assert_eq!(opens_login(&fixture.pool, &acme, &password).await, Some(false));
+    fixture.admin("alter role org_acme_ro connection limit 0").await;
+    set_read_password(&fixture.pool, &acme, &password, &fixture.metrics).await.unwrap();
+    assert_eq!(opens_login(&fixture.pool, &acme, &password).await, None, "says nothing about the password");
+    fixture.admin("alter role org_acme_ro connection limit 10").await;
+
     let wrong = fixture.server.url("org_acme_ro", "wrong", fixture.database.name());
     assert!(PgConnection::connect(&wrong).await.is_err());
     let log = fixture.server.log().unwrap();
@@ -119,7 +129,7 @@ async fn the_read_only_role_logs_in_reads_its_own_and_writes_nothing() {
 async fn drift_is_put_right() {
     let fixture = Fixture::new().await;
     let acme = tenant("acme");
-    let key = fixture.ensure(&acme).await.unwrap().data_key;
+    let key = fixture.ensure(&acme).await.unwrap().data_keys;
     let right = "select count(*) from pg_roles r where rolname = 'org_acme' and not rolcanlogin and not rolbypassrls
                  and not rolcreaterole and (select array_agg(roleid::regrole::text) from pg_auth_members
                  where member = r.oid) = array['agentapi_tenant'] and (select array_agg(member::regrole::text)
@@ -141,7 +151,7 @@ async fn drift_is_put_right() {
     fixture.admin("delete from tenant_roles where role_name = 'org_acme'").await;
     fixture.ensure(&acme).await.unwrap();
     assert_eq!(fixture.number("select count(*) from tenant_roles").await, 2);
-    assert_eq!(fixture.ensure(&acme).await.unwrap().data_key, key, "the data key never changes");
+    assert_eq!(fixture.ensure(&acme).await.unwrap().data_keys, key, "the data key never changes");
 }
 
 #[tokio::test]
@@ -198,11 +208,11 @@ async fn removing_retains_or_deletes_rows_and_always_keeps_the_audit_log() {
 async fn a_restored_database_takes_the_data_key_from_the_secret_if_it_is_the_tenants_own() {
     let fixture = Fixture::new().await;
     let (acme, globex) = (tenant("acme"), tenant("globex"));
-    let key = fixture.ensure(&acme).await.unwrap().data_key;
-    let foreign = fixture.ensure(&globex).await.unwrap().data_key;
+    let key = fixture.ensure(&acme).await.unwrap().data_keys;
+    let foreign = fixture.ensure(&globex).await.unwrap().data_keys;
     let restore = async |kept| {
         fixture.admin("delete from tenant_keys").await;
-        ensure(&fixture.pool, &acme, &fixture.master, Some(kept), &fixture.metrics).await.unwrap().data_key
+        ensure(&fixture.pool, &acme, &fixture.master, Some(kept), &fixture.metrics).await.unwrap().data_keys
     };
     assert_eq!(restore(key.clone()).await, key);
     let fresh = restore(foreign.clone()).await;
@@ -214,7 +224,7 @@ async fn another_master_key_is_noticed() {
     let fixture = Fixture::new().await;
     let acme = tenant("acme");
     fixture.ensure(&acme).await.unwrap();
-    let other = MasterKey::new(&[8; 32]).unwrap();
+    let other: MasterKeys = MasterKey::new(&[8; 32]).unwrap().into();
     let error = ensure(&fixture.pool, &acme, &other, None, &fixture.metrics).await.unwrap_err();
     assert!(error.to_string().contains("does not open"), "{error}");
 }

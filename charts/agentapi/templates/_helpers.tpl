@@ -97,3 +97,11 @@ topologySpreadConstraints:
 {{- fail "database.existingSecret can't be the operator's own Secret agentapi-session-signing" }}
 {{- end }}
 {{- end }}
+
+{{/* Who may connect to the chart's Postgres: tenants' read-only logins to one database and no other. */}}
+{{- define "agentapi.postgresHba" -}}
+local all      all                 peer
+host  agentapi +agentapi_tenant_ro all scram-sha-256
+host  all      +agentapi_tenant_ro all reject
+host  all      all                 all scram-sha-256
+{{- end }}

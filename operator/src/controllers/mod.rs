@@ -14,6 +14,7 @@ pub use watches::{Watches, watches};
 use crate::{
     context::Context,
     error::{Error, Result},
+    keys,
 };
 use futures::{StreamExt, channel::mpsc::UnboundedReceiver, future};
 use k8s_openapi::jiff::SignedDuration;
@@ -75,6 +76,7 @@ pub async fn run(context: Arc<Context>, queues: Queues, stop: CancellationToken)
     ));
     tasks.spawn(database::watch(context.clone(), stop.clone()));
     tasks.spawn(crate::checkpoints::watch(context.clone(), stop.clone()));
+    tasks.spawn(keys::watch(context.clone(), stop.clone()));
     tasks.spawn(secrets::watch(context, stop));
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended {

@@ -1,6 +1,7 @@
 //! Postgres from the operator's side: the roles of tenants, their rows and keys. The only dynamic SQL of
 //! the project is in here, and every identifier in it is an [`names::Identifier`].
 pub mod credentials;
+pub mod keys;
 pub mod names;
 pub mod organization;
 pub mod roles;

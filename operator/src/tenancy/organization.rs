@@ -1,21 +1,26 @@
-//! An organization in Postgres: its row, roles, grants and wrapped data key, made and removed in one
+//! An organization in Postgres: its row, roles, grants and data keys, made and removed in one
 //! transaction each, with the audit row that records it.
 use super::{
     Result, credentials, failed,
+    keys::{self, DataKeys},
     names::{TenantRoles, literal},
     roles::{self, Catalogue},
 };
 use crate::{
     audit::{self, Entry},
-    envelope::MasterKey,
+    envelope::MasterKeys,
     metrics::Metrics,
     scram,
 };
 use agentapi_crds::common::DeletionPolicy;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row};
+use std::time::Duration;
 use uuid::Uuid;
+
+/// An attempt to log in takes no longer.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What Postgres has to know of an organization.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,44 +49,35 @@ pub struct Tenant {
     pub deletion_policy: DeletionPolicy,
     /// Generation of the spec.
     pub generation: i64,
-}
-
-/// A data key as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WrappedKey {
-    /// Version of the data key.
-    pub version: i32,
-    /// The wrapped bytes.
-    pub wrapped: Vec<u8>,
-    /// Which master key wrapped it.
-    pub master_key_id: String,
+    /// Value of the annotation that asks for a new version of the data key.
+    pub data_key_rotation: String,
 }
 
 /// What is in place after [`ensure`].
 #[derive(Clone, Debug)]
 pub struct Ensured {
-    /// The data key, wrapped.
-    pub data_key: WrappedKey,
+    /// The data keys, wrapped.
+    pub data_keys: DataKeys,
     /// Digest of the read-only role's password, if it has one.
     pub password_digest: Option<String>,
     /// Sessions that have not ended.
     pub sessions: i32,
 }
 
-/// Make the organization's row, roles, grants and data key what they must be. `kept` is the data key that the
-/// tenant's Secret has, for a database that was restored from before it knew the key.
+/// Make the organization's row, roles, grants and data keys what they must be. `kept` are the data keys that the
+/// tenant's Secret has, for a database that was restored from before it knew them.
 pub async fn ensure(
     pool: &PgPool,
     tenant: &Tenant,
-    master: &MasterKey,
-    kept: Option<WrappedKey>,
+    master: &MasterKeys,
+    kept: Option<DataKeys>,
     metrics: &Metrics,
 ) -> Result<Ensured> {
     let mut tx = pool.begin().await.map_err(failed("begin a transaction"))?;
     let mut changes = Changes { metrics, made: Vec::new() };
     let created = write_row(&mut tx, tenant, &mut changes).await?;
     let catalogue = bring_roles_into_order(&mut tx, tenant, &mut changes).await?;
-    let data_key = data_key(&mut tx, tenant, master, kept, &mut changes).await?;
+    let data_keys = keys::ensure(&mut tx, tenant, master, kept, &mut changes).await?;
     changes.record(&mut tx, tenant, created).await?;
     let sessions: i64 = sqlx::query_scalar("select count(*) from sessions where org_id = $1 and ended_at is null")
         .bind(tenant.id)
@@ -89,19 +85,19 @@ pub async fn ensure(
         .await
         .map_err(failed("count sessions"))?;
     tx.commit().await.map_err(failed("commit"))?;
-    master.unwrap(tenant.id, data_key.version, &data_key.wrapped)?;
+    data_keys.check(tenant.id, master)?;
     let password_digest = catalogue.get(tenant.roles.read.as_str()).and_then(|role| role.password_digest.clone());
-    Ok(Ensured { data_key, password_digest, sessions: i32::try_from(sessions).unwrap_or(i32::MAX) })
+    Ok(Ensured { data_keys, password_digest, sessions: i32::try_from(sessions).unwrap_or(i32::MAX) })
 }
 
 /// What one [`ensure`] has changed: one row of the audit log, however much it is.
-struct Changes<'a> {
-    metrics: &'a Metrics,
+pub(super) struct Changes<'a> {
+    pub(super) metrics: &'a Metrics,
     made: Vec<&'static str>,
 }
 
 impl Changes<'_> {
-    fn made(&mut self, what: &'static str) {
+    pub(super) fn made(&mut self, what: &'static str) {
         self.metrics.changed_database(what);
         if !self.made.contains(&what) {
             self.made.push(what);
@@ -204,48 +200,6 @@ async fn bring_roles_into_order(
     if changed { roles::observe(&mut *tx).await } else { Ok(catalogue) }
 }
 
-async fn data_key(
-    tx: &mut PgConnection,
-    tenant: &Tenant,
-    master: &MasterKey,
-    kept: Option<WrappedKey>,
-    changes: &mut Changes<'_>,
-) -> Result<WrappedKey> {
-    let stored = sqlx::query("select version, wrapped, master_key_id from tenant_keys where org_id = $1")
-        .bind(tenant.id)
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(failed("read the data key"))?;
-    if let Some(row) = stored {
-        let read = || -> sqlx::Result<WrappedKey> {
-            Ok(WrappedKey {
-                version: row.try_get("version")?,
-                wrapped: row.try_get("wrapped")?,
-                master_key_id: row.try_get("master_key_id")?,
-            })
-        };
-        return read().map_err(failed("read the data key"));
-    }
-    // Only a key that was wrapped for this organization opens: nobody can slip in another.
-    let opens = |key: &WrappedKey| master.unwrap(tenant.id, key.version, &key.wrapped).is_ok();
-    let key = match kept.filter(opens) {
-        Some(key) => key,
-        None => {
-            WrappedKey { version: 1, wrapped: master.wrap_new(tenant.id, 1)?, master_key_id: master.id().to_owned() }
-        }
-    };
-    sqlx::query("insert into tenant_keys (org_id, version, wrapped, master_key_id) values ($1, $2, $3, $4)")
-        .bind(tenant.id)
-        .bind(key.version)
-        .bind(&key.wrapped)
-        .bind(&key.master_key_id)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed("store the data key"))?;
-    changes.made("data_key");
-    Ok(key)
-}
-
 /// Give the read-only role a new password; only its verifier is sent.
 pub async fn set_read_password(
     pool: &PgPool,
@@ -265,6 +219,23 @@ pub async fn set_read_password(
     tx.commit().await.map_err(failed("commit"))?;
     metrics.changed_database("password");
     Ok(())
+}
+
+/// Does the password still open the read-only login? Whoever logs in with it may change it, which Postgres lets nobody
+/// forbid, and the digest that we keep would not show it. `None`: it can't be told now.
+pub async fn opens_login(pool: &PgPool, tenant: &Tenant, password: &SecretString) -> Option<bool> {
+    let options = (*pool.connect_options()).clone();
+    let options = options.username(tenant.roles.read.as_str()).password(password.expose_secret());
+    let attempt = tokio::time::timeout(LOGIN_TIMEOUT, PgConnection::connect_with(&options)).await.ok()?;
+    match attempt {
+        Ok(connection) => {
+            // It has served its purpose, whatever its end.
+            let _ = connection.close().await;
+            Some(true)
+        }
+        // Too many connections, a server that starts: nothing about the password.
+        Err(error) => (error.as_database_error()?.code()? == "28P01").then_some(false),
+    }
 }
 
 /// Take the organization out: no role can be taken on any more, and the rows are retained or deleted.
@@ -314,7 +285,7 @@ pub async fn remove(pool: &PgPool, id: Uuid, slug: &str, policy: DeletionPolicy,
     tx.commit().await.map_err(failed("commit"))
 }
 
-async fn audit(tx: &mut PgConnection, id: Uuid, slug: &str, action: &str, detail: Value) -> Result<()> {
+pub(super) async fn audit(tx: &mut PgConnection, id: Uuid, slug: &str, action: &str, detail: Value) -> Result<()> {
     audit::record(tx, Some(id), &Entry { action, target_kind: "Organization", target_id: slug, detail }).await
 }
 

@@ -12,7 +12,13 @@ const READ_GROUP: &str = "agentapi_tenant_ro";
 const RUNTIME: &str = "agentapi_runtime";
 const OPERATOR: &str = "agentapi_operator";
 const READ_CONNECTIONS: i32 = 10;
-const READ_SETTINGS: [(&str, &str); 2] = [("default_transaction_read_only", "on"), ("statement_timeout", "60s")];
+/// Sorted by name. A courtesy to the server and no fence: the login may change each for its own connections.
+const READ_SETTINGS: [(&str, &str); 4] = [
+    ("default_transaction_read_only", "on"),
+    ("idle_in_transaction_session_timeout", "60s"),
+    ("idle_session_timeout", "1h"),
+    ("statement_timeout", "60s"),
+];
 
 /// A role as `pg_roles` shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -171,7 +177,7 @@ mod tests {
             login: true,
             inherit: true,
             connections: READ_CONNECTIONS,
-            settings: vec!["statement_timeout=60s".into(), "default_transaction_read_only=on".into()],
+            settings: READ_SETTINGS.iter().rev().map(|(name, value)| format!("{name}={value}")).collect(),
             member_of: vec![READ_GROUP.into()],
             ..Observed::default()
         };

@@ -1,10 +1,14 @@
 //! Tokens between the API and session pods, both directions, signed with the platform's Ed25519 key.
 //!
 //! API → pod: good for one pod and one session, at most 60 seconds. Pod → API: the "session token" that lives in
-//! the session's Secret and lets a pod write its own transcript. May touch: the key file, once at start.
+//! the session's Secret and lets a pod write its own transcript. While the key is rotated there are two: beside the
+//! key file lie the public halves of the next and the previous one. May touch: these files.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
+
+use agentapi_crds::names;
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine;
@@ -12,6 +16,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// `iss` of every token made here.
@@ -46,11 +51,81 @@ pub enum SessionTokenError {
     Token(#[from] jsonwebtoken::errors::Error),
 }
 
+/// How often the files are looked at for another key.
+const RELOAD_EVERY: Duration = Duration::from_secs(2);
+
 /// Signs and verifies.
 pub struct SessionTokens {
+    file: Option<PathBuf>,
+    keys: RwLock<Arc<Keys>>,
+}
+
+/// The keys at one moment.
+struct Keys {
     encoding: EncodingKey,
-    decoding: DecodingKey,
+    /// Public half of the key that signs.
     public_x: String,
+    /// All keys whose tokens are accepted, by their id.
+    accepted: Vec<(String, DecodingKey)>,
+    /// Their public halves, sorted.
+    published: Vec<String>,
+}
+
+impl Keys {
+    /// All files of one version of the Secret: the kubelet may exchange them between two reads.
+    fn read(file: &Path) -> Result<Self, SessionTokenError> {
+        let mut keys = Self::read_once(file)?;
+        loop {
+            let again = Self::read_once(file)?;
+            if keys.is(&again) {
+                return Ok(again);
+            }
+            keys = again;
+        }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.public_x == other.public_x && self.published == other.published
+    }
+
+    fn read_once(file: &Path) -> Result<Self, SessionTokenError> {
+        let read = |path: &Path| {
+            std::fs::read_to_string(path)
+                .map_err(|error| SessionTokenError::Read { path: path.display().to_string(), error })
+        };
+        let pem = read(file)?;
+        let mut others = Vec::new();
+        for name in [names::KEY_SIGNING_NEXT_PUBLIC, names::KEY_SIGNING_PREVIOUS_PUBLIC] {
+            let path = file.with_file_name(name);
+            if path.exists() {
+                others.push(read(&path)?.trim().to_owned());
+            }
+        }
+        Self::new(&pem, &others)
+    }
+
+    fn new(pem: &str, others: &[String]) -> Result<Self, SessionTokenError> {
+        let body: String = pem.lines().filter(|line| !line.starts_with("-----")).map(str::trim).collect();
+        let der = STANDARD.decode(body).map_err(|_| SessionTokenError::NotAKey)?;
+        // Version 1 files (openssl genpkey) carry no public key, which the strict parser would demand.
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&der).map_err(|_| SessionTokenError::NotAKey)?;
+        let public_x = URL_SAFE_NO_PAD.encode(pair.public_key().as_ref());
+        let mut published: Vec<String> = std::iter::once(&public_x).chain(others).cloned().collect();
+        published.sort();
+        published.dedup();
+        let accepted = published.iter().map(|x| {
+            let raw = URL_SAFE_NO_PAD.decode(x).ok().filter(|raw| raw.len() == 32).ok_or(SessionTokenError::NotAKey)?;
+            Ok((names::signing_key_id(x).to_owned(), DecodingKey::from_ed_der(&raw)))
+        });
+        let accepted = accepted.collect::<Result<_, SessionTokenError>>()?;
+        Ok(Self { encoding: EncodingKey::from_ed_der(&der), public_x, accepted, published })
+    }
+
+    /// A token without `kid` is one of a replica of an older version.
+    fn accepted(&self, token: &str) -> Result<impl Iterator<Item = &DecodingKey>, SessionTokenError> {
+        let kid = jsonwebtoken::decode_header(token)?.kid;
+        Ok(self.accepted.iter().filter(move |(id, _)| kid.as_ref().is_none_or(|kid| kid == id)).map(|(_, key)| key))
+    }
 }
 
 #[derive(Serialize)]
@@ -86,30 +161,54 @@ struct SignedSessionClaims<'a> {
 }
 
 impl SessionTokens {
-    /// Reads the PEM file.
+    /// Reads the PEM file, and what lies beside it.
     pub fn from_file(path: &Path) -> Result<Self, SessionTokenError> {
-        let pem = std::fs::read_to_string(path)
-            .map_err(|error| SessionTokenError::Read { path: path.display().to_string(), error })?;
-        Self::from_pem(&pem)
+        Ok(Self { file: Some(path.to_owned()), keys: RwLock::new(Arc::new(Keys::read(path)?)) })
     }
 
     /// From the text of a PKCS#8 PEM file.
     pub fn from_pem(pem: &str) -> Result<Self, SessionTokenError> {
-        let body: String = pem.lines().filter(|line| !line.starts_with("-----")).map(str::trim).collect();
-        let der = STANDARD.decode(body).map_err(|_| SessionTokenError::NotAKey)?;
-        // Version 1 files (openssl genpkey) carry no public key, which the strict parser would demand.
-        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&der).map_err(|_| SessionTokenError::NotAKey)?;
-        let public = pair.public_key().as_ref();
-        Ok(Self {
-            encoding: EncodingKey::from_ed_der(&der),
-            decoding: DecodingKey::from_ed_der(public),
-            public_x: URL_SAFE_NO_PAD.encode(public),
-        })
+        Ok(Self { file: None, keys: RwLock::new(Arc::new(Keys::new(pem, &[])?)) })
+    }
+
+    fn keys(&self) -> Arc<Keys> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes other keys into use as soon as the files have them, until `stop`. What can't be read changes nothing.
+    pub async fn follow_files(self: Arc<Self>, stop: CancellationToken) {
+        let Some(file) = self.file.clone() else { return };
+        while stop.run_until_cancelled(tokio::time::sleep(RELOAD_EVERY)).await.is_some() {
+            match Keys::read(&file) {
+                Ok(keys) => self.take(keys),
+                Err(error) => tracing::warn!(%error, "the session signing key stays as it was"),
+            }
+        }
+    }
+
+    fn take(&self, keys: Keys) {
+        if self.keys().is(&keys) {
+            return;
+        }
+        let signs = names::signing_key_id(&keys.public_x).to_owned();
+        let accepts = names::signing_key_ids(keys.published.iter().map(String::as_str));
+        tracing::info!(signs, accepts, "other keys for session tokens");
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
     }
 
     /// The public half as a session pod gets it (base64url of the raw key).
-    pub fn public_x(&self) -> &str {
-        &self.public_x
+    pub fn public_x(&self) -> String {
+        self.keys().public_x.clone()
+    }
+
+    /// Id of the key that signs.
+    pub fn key_id(&self) -> String {
+        names::signing_key_id(&self.keys().public_x).to_owned()
+    }
+
+    /// Public halves of all keys whose tokens are accepted, sorted.
+    pub fn published(&self) -> Vec<String> {
+        self.keys().published.clone()
     }
 
     /// A token for one request to one pod about one session.
@@ -124,7 +223,7 @@ impl SessionTokens {
             exp: now + i64::try_from(POD_TOKEN_LIFETIME.as_secs()).unwrap_or(60),
             jti: Uuid::new_v4(),
         };
-        Ok(jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.encoding)?)
+        self.sign(&claims)
     }
 
     /// The token that a pod gets to write its own transcript.
@@ -137,7 +236,14 @@ impl SessionTokens {
             iat: now,
             exp: now + i64::try_from(SESSION_TOKEN_LIFETIME.as_secs()).unwrap_or(86_400),
         };
-        Ok(jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &signed, &self.encoding)?.into())
+        Ok(self.sign(&signed)?.into())
+    }
+
+    fn sign(&self, claims: &impl Serialize) -> Result<String, SessionTokenError> {
+        let keys = self.keys();
+        let kid = Some(names::signing_key_id(&keys.public_x).to_owned());
+        let header = Header { kid, ..Header::new(Algorithm::EdDSA) };
+        Ok(jsonwebtoken::encode(&header, claims, &keys.encoding)?)
     }
 
     /// Who a pod is, if its session token is genuine and current.
@@ -147,7 +253,15 @@ impl SessionTokens {
         validation.set_audience(&[INTERNAL_AUDIENCE]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.leeway = LEEWAY_SECONDS;
-        Ok(jsonwebtoken::decode::<SessionClaims>(token, &self.decoding, &validation)?.claims)
+        let keys = self.keys();
+        let mut refusal = jsonwebtoken::errors::ErrorKind::InvalidSignature.into();
+        for key in keys.accepted(token)? {
+            match jsonwebtoken::decode::<SessionClaims>(token, key, &validation) {
+                Ok(data) => return Ok(data.claims),
+                Err(error) => refusal = error,
+            }
+        }
+        Err(SessionTokenError::Token(refusal))
     }
 }
 
@@ -183,6 +297,55 @@ mod tests {
     fn the_public_half_is_32_bytes() {
         let tokens = SessionTokens::from_pem(PEM).unwrap();
         assert_eq!(URL_SAFE_NO_PAD.decode(tokens.public_x()).unwrap().len(), 32);
+    }
+
+    #[test]
+    fn a_token_is_good_as_long_as_its_key_is_published() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(names::KEY_SIGNING_PRIVATE);
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let pair = Ed25519KeyPair::generate().unwrap();
+        let next_pem = STANDARD.encode(pair.to_pkcs8().unwrap().as_ref());
+        let next_x = URL_SAFE_NO_PAD.encode(pair.public_key().as_ref());
+        let reload = |tokens: &SessionTokens| tokens.take(Keys::read(&file).unwrap());
+
+        write(names::KEY_SIGNING_PRIVATE, PEM);
+        let tokens = SessionTokens::from_file(&file).unwrap();
+        let (old_x, claims) = (tokens.public_x(), claims());
+        let old = tokens.for_session(&claims).unwrap();
+        let elsewhere = SessionTokens::from_pem(&next_pem).unwrap();
+        let new = elsewhere.for_session(&claims).unwrap();
+        assert!(tokens.verify_session(new.expose_secret()).is_err(), "its key is not published yet");
+
+        // Offered: another replica may already sign with the next key.
+        write(names::KEY_SIGNING_NEXT_PUBLIC, &format!("{next_x}\n"));
+        reload(&tokens);
+        assert_eq!(tokens.public_x(), old_x);
+        assert_eq!(tokens.published().len(), 2);
+        assert!(tokens.verify_session(new.expose_secret()).is_ok());
+
+        // Promoted: what the old key signed is still good.
+        write(names::KEY_SIGNING_PRIVATE, &next_pem);
+        std::fs::remove_file(folder.path().join(names::KEY_SIGNING_NEXT_PUBLIC)).unwrap();
+        write(names::KEY_SIGNING_PREVIOUS_PUBLIC, &old_x);
+        reload(&tokens);
+        assert_eq!(tokens.public_x(), next_x);
+        assert!(tokens.verify_session(old.expose_secret()).is_ok());
+
+        // Retired.
+        std::fs::remove_file(folder.path().join(names::KEY_SIGNING_PREVIOUS_PUBLIC)).unwrap();
+        reload(&tokens);
+        assert!(tokens.verify_session(old.expose_secret()).is_err());
+        assert!(tokens.verify_session(new.expose_secret()).is_ok());
+    }
+
+    #[test]
+    fn half_written_files_change_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(names::KEY_SIGNING_PRIVATE);
+        std::fs::write(&file, PEM).unwrap();
+        std::fs::write(folder.path().join(names::KEY_SIGNING_NEXT_PUBLIC), "not base64url!").unwrap();
+        assert!(matches!(Keys::read(&file), Err(SessionTokenError::NotAKey)));
     }
 
     #[test]

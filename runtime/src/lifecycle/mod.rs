@@ -3,6 +3,7 @@
 //! May touch: `store`, `pods`. Imports nothing of `http`.
 
 mod end;
+mod keys;
 pub mod reconciler;
 mod start;
 

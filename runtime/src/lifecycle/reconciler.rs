@@ -10,7 +10,6 @@ use uuid::Uuid;
 
 use super::{ABANDONED, Lifecycle, LifecycleError};
 use crate::audit::Origin;
-use crate::auth::session_token::SessionClaims;
 use crate::pods::{Pod, PodState};
 use crate::store::TenantScope;
 use crate::store::identity::Organization;
@@ -19,9 +18,6 @@ use crate::store::sessions::{Phase, Session};
 
 /// A pod without a live session may be one whose row is not written yet; it gets this long.
 const ORPHAN_ROUNDS: u32 = 2;
-
-/// Session tokens live a day; a session that lives longer gets a new one this often.
-const RENEW_EVERY: Duration = Duration::from_secs(12 * 3600);
 
 /// What the leader remembers from round to round; a new leader begins with nothing, which costs it one more write.
 #[derive(Default)]
@@ -119,8 +115,9 @@ async fn tenant(
     }
     for session in &sessions {
         let pod = by_session.remove(&session.id);
+        let rekeyed = lifecycle.keep_keys(organization, session, pod.as_ref(), memory.renewed.get(&session.id)).await;
         session_step(lifecycle, organization, session, pod).await?;
-        if let Some(at) = renew_token(lifecycle, organization, session, memory.renewed.get(&session.id)).await {
+        if let Some(at) = rekeyed {
             next.renewed.insert(session.id, at);
         }
     }
@@ -202,34 +199,6 @@ async fn running_step(
     let (scope, origin) = (TenantScope::system(organization), Origin::system("sessions"));
     lifecycle.end(&scope, organization, session.id, reason, &origin).await?;
     Ok(())
-}
-
-/// When the session's token was renewed last, now for one. None: not yet, and the next round tries again.
-async fn renew_token(
-    lifecycle: &Lifecycle,
-    organization: &Organization,
-    session: &Session,
-    last: Option<&Instant>,
-) -> Option<Instant> {
-    if session.phase != Phase::Running || session.age_seconds < RENEW_EVERY.as_secs_f64() {
-        return None;
-    }
-    if let Some(last) = last.filter(|last| last.elapsed() < RENEW_EVERY) {
-        return Some(*last);
-    }
-    let pod = session.pod_name.as_deref()?;
-    let claims = SessionClaims { sub: session.id, org: organization.slug.clone(), ws: session.workspace.clone() };
-    let renewed = async {
-        let token = lifecycle.tokens.for_session(&claims)?;
-        Ok::<_, LifecycleError>(lifecycle.pods.renew_token(&organization.slug, pod, &token).await?)
-    };
-    match renewed.await {
-        Ok(()) => Some(Instant::now()),
-        Err(error) => {
-            tracing::warn!(session = %session.id, %error, "cannot renew the session's token");
-            None
-        }
-    }
 }
 
 /// `1h30m`, `45s`: the form that the Workspace's validation lets in.

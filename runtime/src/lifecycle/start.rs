@@ -111,8 +111,11 @@ impl Lifecycle {
         let began = Instant::now();
         let Launch { session, organization, workspace, env, prompt } = launch;
         let claims = SessionClaims { sub: session, org: organization.slug.clone(), ws: workspace.clone() };
+        // The id first: if the key changes in between, the pod counts as one with an old token and gets another.
+        let token_key = self.tokens.key_id();
         let token = self.tokens.for_session(&claims)?;
-        let request = PodRequest { session, organization: organization.slug.clone(), workspace, env, prompt, token };
+        let organization_slug = organization.slug.clone();
+        let request = PodRequest { session, organization: organization_slug, workspace, env, prompt, token, token_key };
         let pod = loop {
             let pod = patiently!(self, began, session, self.pods.acquire(&request))?;
             match (pod.kind, pod.ip()) {

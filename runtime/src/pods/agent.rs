@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::PodRequest;
+use super::{PodRequest, Rekey};
 use crate::auth::session_token::{SessionTokenError, SessionTokens};
 
 /// A claim restarts the agent at most; it does not wait for it.
@@ -74,6 +74,13 @@ struct ClaimBody<'a> {
     initial_prompt: Option<&'a str>,
 }
 
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct KeysBody<'a> {
+    public_keys: &'a [String],
+    token: &'a str,
+}
+
 impl Agents {
     /// `http` should have a connect timeout, no overall timeout (streams) and follow no redirects.
     pub fn new(http: reqwest::Client, tokens: Arc<SessionTokens>) -> Self {
@@ -103,7 +110,17 @@ impl Agents {
             token: request.token.expose_secret(),
             initial_prompt: request.prompt.as_deref(),
         };
-        let call = self.request(target, Method::POST, "/internal/claim")?.timeout(CLAIM_TIMEOUT).json(&body);
+        self.post(target, "/internal/claim", &body).await
+    }
+
+    /// Tells the pod which keys' tokens it accepts from now on, and gives it a new token of its own.
+    pub async fn rekey(&self, target: Target<'_>, rekey: &Rekey) -> Result<(), AgentError> {
+        let body = KeysBody { public_keys: &rekey.public_keys, token: rekey.token.expose_secret() };
+        self.post(target, "/internal/keys", &body).await
+    }
+
+    async fn post(&self, target: Target<'_>, path: &str, body: &impl Serialize) -> Result<(), AgentError> {
+        let call = self.request(target, Method::POST, path)?.timeout(CLAIM_TIMEOUT).json(body);
         let response = call.send().await.map_err(AgentError::Unreachable)?;
         match response.status() {
             status if status.is_success() => Ok(()),

@@ -11,11 +11,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::wait::await_condition;
 use kube::{Client, ResourceExt};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState};
+use super::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState, Rekey};
 use crate::metrics::Metrics;
 
 #[path = "kubernetes_objects.rs"]
@@ -90,6 +90,7 @@ impl KubernetesPods {
             let patch = json!({ "metadata": {
                 "resourceVersion": pod.resource_version(),
                 "labels": { names::LABEL_POOL: names::POOL_CLAIMED, names::LABEL_SESSION: request.session },
+                "annotations": { names::ANNOTATION_SESSION_TOKEN_KEY: request.token_key },
             }});
             match api.patch(&pod.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
                 Ok(claimed) => return Ok(Some(claimed)),
@@ -159,10 +160,22 @@ impl KubernetesPods {
         patched.map(|_| ()).map_err(refused_or_away)
     }
 
-    async fn patch_token(&self, organization: &str, pod: &str, token: &SecretString) -> Result<(), PodError> {
-        let patch = json!({ "stringData": { objects::TOKEN_KEY: token.expose_secret() } });
+    async fn patch_keys(&self, organization: &str, pod: &str, rekey: &Rekey) -> Result<(), PodError> {
+        let patch = json!({ "stringData": {
+            objects::TOKEN_KEY: rekey.token.expose_secret(),
+            names::SESSION_SECRET_PUBLIC_KEYS: rekey.public_keys.join(","),
+        }});
         let name = names::session_secret(pod);
         let patched = self.secrets(organization).patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        patched.map(|_| ()).map_err(refused_or_away)
+    }
+
+    async fn annotate_keys(&self, organization: &str, pod: &str, rekey: &Rekey) -> Result<(), PodError> {
+        let patch = json!({ "metadata": { "annotations": {
+            names::ANNOTATION_SESSION_KEYS: names::signing_key_ids(rekey.public_keys.iter().map(String::as_str)),
+            names::ANNOTATION_SESSION_TOKEN_KEY: rekey.token_key,
+        }}});
+        let patched = self.pods(organization).patch(pod, &PatchParams::default(), &Patch::Merge(&patch)).await;
         patched.map(|_| ()).map_err(refused_or_away)
     }
 
@@ -238,13 +251,22 @@ impl PodBackend for KubernetesPods {
         Box::pin(self.wait(organization, pod, within))
     }
 
-    fn renew_token<'a>(
+    fn rekey<'a>(
         &'a self,
         organization: &'a str,
         pod: &'a str,
-        token: &'a SecretString,
+        rekey: &'a Rekey,
     ) -> BoxFuture<'a, Result<(), PodError>> {
-        Box::pin(self.patch_token(organization, pod, token))
+        Box::pin(self.patch_keys(organization, pod, rekey))
+    }
+
+    fn rekeyed<'a>(
+        &'a self,
+        organization: &'a str,
+        pod: &'a str,
+        rekey: &'a Rekey,
+    ) -> BoxFuture<'a, Result<(), PodError>> {
+        Box::pin(self.annotate_keys(organization, pod, rekey))
     }
 
     fn of_sessions<'a>(&'a self, organization: &'a str) -> BoxFuture<'a, Result<Vec<(Uuid, Pod)>, PodError>> {

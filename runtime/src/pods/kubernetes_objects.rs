@@ -29,6 +29,7 @@ pub(super) fn cold_pod(template: &PodTemplate, name: &str, request: &PodRequest)
         return Err(format!("the pod template of workspace {} has no spec", request.workspace));
     }
     pod.labels_mut().insert(names::LABEL_SESSION.to_owned(), request.session.to_string());
+    pod.annotations_mut().insert(names::ANNOTATION_SESSION_TOKEN_KEY.to_owned(), request.token_key.clone());
     Ok(pod)
 }
 
@@ -91,7 +92,14 @@ pub(super) fn observed(pod: &KubePod) -> Pod {
         Some(names::POOL_COLD) => PodKind::Cold,
         _ => PodKind::Warm,
     };
-    Pod { name: pod.name_any(), kind, state: state(pod) }
+    let says = |name: &str| pod.annotations().get(name).cloned().unwrap_or_default();
+    Pod {
+        name: pod.name_any(),
+        kind,
+        state: state(pod),
+        known_keys: says(names::ANNOTATION_SESSION_KEYS),
+        token_key: says(names::ANNOTATION_SESSION_TOKEN_KEY),
+    }
 }
 
 fn state(pod: &KubePod) -> PodState {

@@ -10,6 +10,7 @@ fn request() -> PodRequest {
         env: BTreeMap::from([("API_KEY".to_owned(), SecretString::from("hunter2"))]),
         prompt: Some("hello".into()),
         token: SecretString::from("tok"),
+        token_key: "key-1".into(),
     }
 }
 

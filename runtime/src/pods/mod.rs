@@ -37,6 +37,18 @@ pub struct PodRequest {
     pub prompt: Option<String>,
     /// With it the pod writes its transcript.
     pub token: SecretString,
+    /// Id of the key that signed it.
+    pub token_key: String,
+}
+
+/// What a pod gets when the keys change or its token runs out.
+pub struct Rekey {
+    /// A new session token.
+    pub token: SecretString,
+    /// Id of the key that signed it.
+    pub token_key: String,
+    /// Public halves of all keys whose tokens the pod shall accept, sorted.
+    pub public_keys: Vec<String>,
 }
 
 /// How a pod came to a session.
@@ -67,6 +79,10 @@ pub struct Pod {
     pub kind: PodKind,
     /// What it is doing.
     pub state: PodState,
+    /// Ids of the keys that it accepts, as far as that is known.
+    pub known_keys: String,
+    /// Id of the key that signed its session token, as far as that is known.
+    pub token_key: String,
 }
 
 /// What a pod is doing.
@@ -105,12 +121,20 @@ pub trait PodBackend: Send + Sync + 'static {
         within: Duration,
     ) -> BoxFuture<'a, Result<Option<Pod>, PodError>>;
 
-    /// Puts a new session token where the pod reads it.
-    fn renew_token<'a>(
+    /// Puts a new session token and the public keys where the pod reads them.
+    fn rekey<'a>(
         &'a self,
         organization: &'a str,
         pod: &'a str,
-        token: &'a SecretString,
+        rekey: &'a Rekey,
+    ) -> BoxFuture<'a, Result<(), PodError>>;
+
+    /// Notes on the pod that it works with these keys.
+    fn rekeyed<'a>(
+        &'a self,
+        organization: &'a str,
+        pod: &'a str,
+        rekey: &'a Rekey,
     ) -> BoxFuture<'a, Result<(), PodError>>;
 
     /// Pods of all the organization's sessions.

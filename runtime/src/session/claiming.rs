@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     claim::Claim,
@@ -71,6 +71,12 @@ impl Host {
             }
         }
         Ok(())
+    }
+
+    /// Takes another session token; the Secret has it too, for a container that restarts.
+    pub(super) fn take_token(&self, token: SecretString) {
+        self.lock().token = Some(token);
+        self.changes.send_modify(|count| *count += 1);
     }
 
     /// Takes a renewed token from the mounted Secret. True when there is one.

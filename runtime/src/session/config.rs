@@ -19,7 +19,7 @@ pub struct SessionArgs {
     /// Transport to the agent.
     #[arg(long, env = "AGENTAPI_TRANSPORT", default_value = "pty")]
     pub transport: String,
-    /// base64url x of the Ed25519 key that signs the runtime's tokens.
+    /// base64url x of the Ed25519 keys that sign the runtime's tokens, with commas.
     #[arg(long, env = "AGENTAPI_SESSION_PUBLIC_KEY")]
     pub session_public_key: Option<String>,
     /// Serve without authentication; only on a loopback address, for local development.
@@ -81,7 +81,7 @@ pub struct SessionConfig {
     pub agent_type: String,
     /// Command that replaces the agent type's own.
     pub command: Option<Vec<String>>,
-    /// Key that tokens are checked with; `None` only on loopback.
+    /// Keys that tokens are checked with; `None` only on loopback.
     pub public_key: Option<String>,
     /// Base URL of the runtime's internal API.
     pub runtime_url: Option<url::Url>,

@@ -23,6 +23,7 @@ mod track;
 
 use std::{sync::Arc, time::Duration};
 
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -83,12 +84,21 @@ pub enum Error {
 
 /// Runs a session until `shutdown` is cancelled or the agent ends.
 pub async fn run(config: SessionConfig, shutdown: CancellationToken) -> Result<(), Error> {
+    // The agent runs as the same user: without this it could trace this process and read its memory, its environment
+    // and its open files. The agent's own process is reset by exec.
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "the agent may look into this process");
+    }
     // Logged here, where the log is JSON, and not only where the process ends.
     serve(config, shutdown).await.inspect_err(|error| tracing::error!(%error, "the session host ends"))
 }
 
 async fn serve(config: SessionConfig, shutdown: CancellationToken) -> Result<(), Error> {
-    let verifier = config.public_key.as_deref().map(|key| token::Verifier::new(key, &config.pod_name)).transpose()?;
+    let verifier = config
+        .public_key
+        .as_deref()
+        .map(|keys| token::Verifier::new(keys, &config.pod_name, config.secret_dir.as_deref()))
+        .transpose()?;
     if verifier.is_none() {
         tracing::warn!("no session key: every local process may use this session");
     }

@@ -1,6 +1,10 @@
-//! Checks the short-lived tokens with which the runtime calls this pod. Knows only a public key.
+//! Checks the short-lived tokens with which the runtime calls this pod. Knows only public keys: those of the pod's
+//! environment, until the runtime replaces them.
 
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
@@ -9,6 +13,10 @@ use serde::Deserialize;
 const ISSUER: &str = "agentapi-runtime";
 /// Audience of the tokens for session pods.
 const AUDIENCE: &str = "agentapi-session-pod";
+/// File in the session's Secret.
+const PUBLIC_KEYS: &str = "public-keys";
+/// So many characters of a public key are its id.
+const KEY_ID: usize = 12;
 /// Clocks of two nodes may differ by this much.
 const LEEWAY_SECONDS: u64 = 10;
 
@@ -28,7 +36,9 @@ pub(super) enum TokenError {
 
 /// A key that is no key.
 #[derive(Debug, thiserror::Error)]
-#[error("AGENTAPI_SESSION_PUBLIC_KEY must be the base64url x of an Ed25519 public key (43 characters)")]
+#[error(
+    "AGENTAPI_SESSION_PUBLIC_KEY must be the base64url x of an Ed25519 public key (43 characters), or several with commas"
+)]
 pub struct KeyError;
 
 #[derive(Deserialize)]
@@ -37,32 +47,49 @@ struct Claims {
     pod: String,
 }
 
+type Keys = Vec<(String, DecodingKey)>;
+
 /// Checks tokens.
 #[derive(Clone)]
 pub(super) struct Verifier {
-    key: Arc<DecodingKey>,
+    keys: Arc<RwLock<Keys>>,
     validation: Arc<Validation>,
     pod: String,
+    /// Newer keys than those of the environment, once the runtime has put them there.
+    file: Option<PathBuf>,
 }
 
 impl Verifier {
-    /// A verifier with the runtime's public key for this pod.
-    pub(super) fn new(public_key: &str, pod: &str) -> Result<Self, KeyError> {
-        use base64::Engine;
-        let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(public_key.trim()).map_err(|_| KeyError)?;
-        if bytes.len() != 32 {
-            return Err(KeyError);
-        }
+    /// A verifier with the runtime's public keys for this pod.
+    pub(super) fn new(public_keys: &str, pod: &str, secret_dir: Option<&Path>) -> Result<Self, KeyError> {
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.set_audience(&[AUDIENCE]);
         validation.set_issuer(&[ISSUER]);
         validation.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
         validation.leeway = LEEWAY_SECONDS;
-        Ok(Self {
-            key: Arc::new(DecodingKey::from_ed_der(&bytes)),
+        let verifier = Self {
+            keys: Arc::new(RwLock::new(parse(public_keys)?)),
             validation: Arc::new(validation),
             pod: pod.to_owned(),
-        })
+            file: secret_dir.map(|folder| folder.join(PUBLIC_KEYS)),
+        };
+        verifier.reload();
+        Ok(verifier)
+    }
+
+    /// Accepts tokens of these keys from now on, and of no others.
+    pub(super) fn replace(&self, public_keys: &str) -> Result<(), KeyError> {
+        let keys = parse(public_keys)?;
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        Ok(())
+    }
+
+    /// Takes the keys of the mounted Secret, if it has any.
+    fn reload(&self) {
+        let Some(text) = self.file.as_ref().and_then(|file| std::fs::read_to_string(file).ok()) else { return };
+        if self.replace(&text).is_err() {
+            tracing::warn!("the session's Secret has public keys that are none; they stay as they were");
+        }
     }
 
     /// The session that a request is for.
@@ -72,17 +99,44 @@ impl Verifier {
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, token)| token.trim())
             .ok_or(TokenError::Missing)?;
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation)
-            .map_err(|error| {
-                tracing::debug!(%error, "token refused");
-                TokenError::Invalid
-            })?
-            .claims;
+        let kid = jsonwebtoken::decode_header(token).map_err(|_| TokenError::Invalid)?.kid;
+        if kid.as_ref().is_some_and(|kid| !self.knows(kid)) {
+            // A container that was restarted while the key changed.
+            self.reload();
+        }
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
+        // A token without `kid` is one of a runtime of an older version.
+        let mut candidates = keys.iter().filter(|(id, _)| kid.as_ref().is_none_or(|kid| kid == id));
+        let claims = candidates
+            .find_map(|(_, key)| match jsonwebtoken::decode::<Claims>(token, key, &self.validation) {
+                Ok(data) => Some(data.claims),
+                Err(error) => {
+                    tracing::debug!(%error, "token refused");
+                    None
+                }
+            })
+            .ok_or(TokenError::Invalid)?;
         if claims.pod != self.pod {
             return Err(TokenError::OtherPod);
         }
         Ok(claims.sub)
     }
+
+    fn knows(&self, kid: &str) -> bool {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).iter().any(|(id, _)| id == kid)
+    }
+}
+
+fn parse(public_keys: &str) -> Result<Keys, KeyError> {
+    use base64::Engine;
+    let key = |x: &str| {
+        let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(x).map_err(|_| KeyError)?;
+        if bytes.len() != 32 {
+            return Err(KeyError);
+        }
+        Ok((x.chars().take(KEY_ID).collect(), DecodingKey::from_ed_der(&bytes)))
+    };
+    public_keys.split(',').map(str::trim).map(key).collect()
 }
 
 #[cfg(test)]

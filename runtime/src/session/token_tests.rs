@@ -29,17 +29,67 @@ fn token(signer: &Signer, claims: &Value) -> String {
     format!("Bearer {}", encode(&Header::new(Algorithm::EdDSA), claims, &signer.key).unwrap())
 }
 
+/// As the runtime signs: it names the key.
+fn named(signer: &Signer, claims: &Value) -> String {
+    let header = Header { kid: Some(signer.public[..12].to_owned()), ..Header::new(Algorithm::EdDSA) };
+    format!("Bearer {}", encode(&header, claims, &signer.key).unwrap())
+}
+
+#[test]
+fn keys_can_be_replaced_and_a_retired_one_opens_nothing() {
+    let (old, new) = (signer(), signer());
+    let verifier = Verifier::new(&old.public, "p1", None).unwrap();
+    assert_eq!(verifier.session(Some(&named(&new, &claims()))), Err(TokenError::Invalid));
+    verifier.replace(&format!("{},{}", old.public, new.public)).unwrap();
+    for signer in [&old, &new] {
+        assert_eq!(verifier.session(Some(&named(signer, &claims()))), Ok("s1".to_owned()));
+        assert_eq!(verifier.session(Some(&token(signer, &claims()))), Ok("s1".to_owned()), "without kid");
+    }
+    verifier.replace(&new.public).unwrap();
+    assert_eq!(verifier.session(Some(&named(&old, &claims()))), Err(TokenError::Invalid));
+    assert_eq!(verifier.session(Some(&token(&old, &claims()))), Err(TokenError::Invalid));
+    assert!(verifier.replace("").is_err(), "no keys at all would lock the runtime out");
+    assert_eq!(verifier.session(Some(&named(&new, &claims()))), Ok("s1".to_owned()));
+}
+
+#[test]
+fn the_secret_has_the_last_word_also_when_it_changes_later() {
+    let (old, new, third) = (signer(), signer(), signer());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join(PUBLIC_KEYS);
+    std::fs::write(&file, format!("{}\n", new.public)).unwrap();
+    let verifier = Verifier::new(&old.public, "p1", Some(folder.path())).unwrap();
+    assert_eq!(verifier.session(Some(&named(&old, &claims()))), Err(TokenError::Invalid));
+    assert_eq!(verifier.session(Some(&named(&new, &claims()))), Ok("s1".to_owned()));
+    std::fs::write(&file, format!("{},{}", new.public, third.public)).unwrap();
+    assert_eq!(verifier.session(Some(&named(&third, &claims()))), Ok("s1".to_owned()));
+}
+
+#[test]
+fn a_kid_of_one_key_does_not_open_with_another() {
+    let (one, two) = (signer(), signer());
+    let verifier = Verifier::new(&format!("{},{}", one.public, two.public), "p1", None).unwrap();
+    let header = Header { kid: Some(one.public[..12].to_owned()), ..Header::new(Algorithm::EdDSA) };
+    let crossed = format!("Bearer {}", encode(&header, &claims(), &two.key).unwrap());
+    assert_eq!(verifier.session(Some(&crossed)), Err(TokenError::Invalid));
+    for kid in ["../../etc/passwd", "' or 1=1", ""] {
+        let header = Header { kid: Some(kid.to_owned()), ..Header::new(Algorithm::EdDSA) };
+        let odd = format!("Bearer {}", encode(&header, &claims(), &one.key).unwrap());
+        assert_eq!(verifier.session(Some(&odd)), Err(TokenError::Invalid), "{kid}");
+    }
+}
+
 #[test]
 fn a_token_for_this_pod_is_let_in() {
     let signer = signer();
-    let verifier = Verifier::new(&signer.public, "p1").unwrap();
+    let verifier = Verifier::new(&signer.public, "p1", None).unwrap();
     assert_eq!(verifier.session(Some(&token(&signer, &claims()))), Ok("s1".to_owned()));
 }
 
 #[test]
 fn everything_else_is_not() {
     let signer = signer();
-    let verifier = Verifier::new(&signer.public, "p1").unwrap();
+    let verifier = Verifier::new(&signer.public, "p1", None).unwrap();
     assert_eq!(verifier.session(None), Err(TokenError::Missing));
     assert_eq!(verifier.session(Some("Basic abc")), Err(TokenError::Missing));
     assert_eq!(verifier.session(Some("Bearer abc")), Err(TokenError::Invalid));
@@ -65,12 +115,12 @@ fn everything_else_is_not() {
 #[test]
 fn a_token_signed_with_the_public_key_as_a_shared_secret_is_refused() {
     let signer = signer();
-    let verifier = Verifier::new(&signer.public, "p1").unwrap();
+    let verifier = Verifier::new(&signer.public, "p1", None).unwrap();
     let forged = encode(&Header::new(Algorithm::HS256), &claims(), &EncodingKey::from_secret(signer.public.as_bytes()));
     assert_eq!(verifier.session(Some(&format!("Bearer {}", forged.unwrap()))), Err(TokenError::Invalid));
 }
 
 #[test]
 fn a_key_that_is_none_says_what_is_expected() {
-    assert!(Verifier::new("short", "p").is_err_and(|error| error.to_string().contains("43 characters")));
+    assert!(Verifier::new("short", "p", None).is_err_and(|error| error.to_string().contains("43 characters")));
 }

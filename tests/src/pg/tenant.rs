@@ -1,7 +1,7 @@
 //! An organization as the operator leaves it in Postgres, with people in it.
 use super::Database;
 use agentapi_crds::common::DeletionPolicy;
-use agentapi_operator::envelope::MasterKey;
+use agentapi_operator::envelope::{MasterKey, MasterKeys};
 use agentapi_operator::metrics::Metrics;
 use agentapi_operator::tenancy::{self, names::TenantRoles, organization::Tenant};
 use anyhow::Result;
@@ -108,9 +108,10 @@ impl Database {
             quota: json!({"sessions": 10}),
             deletion_policy: DeletionPolicy::Delete,
             generation: 1,
+            data_key_rotation: String::new(),
         };
         let pool = PgPool::connect(&self.operator_url()).await?;
-        let (master, metrics) = (MasterKey::new(&[7; 32])?, Metrics::new()?);
+        let (master, metrics) = (MasterKeys::from(MasterKey::new(&[7; 32])?), Metrics::new()?);
         let password = SecretString::from(organization.read_only_password.clone());
         // Tests share roles: two of them may write the same one at the same time.
         let mut tries = 0;

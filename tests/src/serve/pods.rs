@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use agentapi_crds::names::{SESSION_PORT, env};
-use agentapi_runtime::pods::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState};
+use agentapi_crds::names::{self, SESSION_PORT, env};
+use agentapi_runtime::pods::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState, Rekey};
 use anyhow::{Context, Result};
 use futures::future::BoxFuture;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde_json::json;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -45,6 +45,8 @@ struct Process {
     kind: PodKind,
     ip: Ipv4Addr,
     child: Child,
+    known_keys: String,
+    token_key: String,
 }
 
 impl Drop for Process {
@@ -174,6 +176,8 @@ impl ProcessPods {
             kind,
             ip,
             child,
+            known_keys: names::signing_key_ids([self.public_x.as_str()]),
+            token_key: session.map(|request| request.token_key.clone()).unwrap_or_default(),
         };
         state.running.insert(name.to_owned(), process);
         Ok(())
@@ -204,6 +208,7 @@ impl ProcessPods {
             });
             free.map(|(name, process)| {
                 process.session = Some(request.session);
+                process.token_key.clone_from(&request.token_key);
                 pod(name, process)
             })
         };
@@ -223,7 +228,13 @@ fn pod(name: &str, process: &mut Process) -> Pod {
         Ok(Some(status)) => PodState::Failed(format!("the session's pod ended: {status}")),
         Err(error) => PodState::Failed(error.to_string()),
     };
-    Pod { name: name.to_owned(), kind: process.kind, state }
+    Pod {
+        name: name.to_owned(),
+        kind: process.kind,
+        state,
+        known_keys: process.known_keys.clone(),
+        token_key: process.token_key.clone(),
+    }
 }
 
 impl PodBackend for ProcessPods {
@@ -243,16 +254,35 @@ impl PodBackend for ProcessPods {
         })
     }
 
-    fn renew_token<'a>(
+    fn rekey<'a>(
         &'a self,
         _organization: &'a str,
         name: &'a str,
-        token: &'a SecretString,
+        rekey: &'a Rekey,
     ) -> BoxFuture<'a, Result<(), PodError>> {
-        let file = self.folder.path().join(name).join("secret/token");
+        let folder = self.folder.path().join(name).join("secret");
         Box::pin(async move {
             self.check()?;
-            std::fs::write(file, token.expose_secret()).map_err(|error| PodError::Unavailable(error.to_string()))
+            let write = |name: &str, text: &str| std::fs::write(folder.join(name), text);
+            write("token", rekey.token.expose_secret())
+                .and_then(|()| write(names::SESSION_SECRET_PUBLIC_KEYS, &rekey.public_keys.join(",")))
+                .map_err(|error| PodError::Unavailable(error.to_string()))
+        })
+    }
+
+    fn rekeyed<'a>(
+        &'a self,
+        _organization: &'a str,
+        name: &'a str,
+        rekey: &'a Rekey,
+    ) -> BoxFuture<'a, Result<(), PodError>> {
+        Box::pin(async move {
+            self.check()?;
+            if let Some(process) = self.state().running.get_mut(name) {
+                process.known_keys = names::signing_key_ids(rekey.public_keys.iter().map(String::as_str));
+                process.token_key.clone_from(&rekey.token_key);
+            }
+            Ok(())
         })
     }
 

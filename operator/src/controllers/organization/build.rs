@@ -1,10 +1,7 @@
 //! The objects of a tenant namespace, built from a validated spec. Pure, and each is a snapshot in the tests.
 use crate::{
     config::Config,
-    tenancy::{
-        credentials::Credentials,
-        organization::{Tenant, WrappedKey},
-    },
+    tenancy::{credentials::Credentials, keys::DataKeys, organization::Tenant},
 };
 use agentapi_crds::{names, organization::Quota};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -143,11 +140,11 @@ pub fn secrets(
     tenant: &Tenant,
     credentials: &Credentials,
     server: &(String, String),
-    key: &WrappedKey,
+    keys: &DataKeys,
 ) -> TenantSecrets<Prepared> {
     TenantSecrets {
         database: database_secret(tenant, credentials, server),
-        data_key: data_key_secret(tenant, key),
+        data_key: data_key_secret(tenant, keys),
         state: PhantomData,
     }
 }
@@ -299,18 +296,28 @@ fn split_host(host: &str) -> (String, String) {
     }
 }
 
-/// The Secret with the wrapped data key; what it holds is useless without the master key.
-fn data_key_secret(tenant: &Tenant, key: &WrappedKey) -> Secret {
-    let data = [
-        (KEY_WRAPPED, key.wrapped.clone()),
-        (KEY_VERSION, key.version.to_string().into_bytes()),
-        (KEY_MASTER_ID, key.master_key_id.clone().into_bytes()),
-        ("organization-id", tenant.id.to_string().into_bytes()),
+/// Name of an older version's value in the data-key Secret.
+pub fn of_version(key: &str, version: i32) -> String {
+    format!("{key}.{version}")
+}
+
+/// The Secret with the wrapped data keys; what it holds is useless without the master key.
+fn data_key_secret(tenant: &Tenant, keys: &DataKeys) -> Secret {
+    let key = &keys.current;
+    let mut data = vec![
+        (KEY_WRAPPED.to_owned(), key.wrapped.clone()),
+        (KEY_VERSION.to_owned(), key.version.to_string().into_bytes()),
+        (KEY_MASTER_ID.to_owned(), key.master_key_id.clone().into_bytes()),
+        ("organization-id".to_owned(), tenant.id.to_string().into_bytes()),
     ];
+    for old in &keys.previous {
+        data.push((of_version(KEY_WRAPPED, old.version), old.wrapped.clone()));
+        data.push((of_version(KEY_MASTER_ID, old.version), old.master_key_id.clone().into_bytes()));
+    }
     Secret {
         metadata: meta(tenant, names::SECRET_DATA_KEY),
         type_: Some("Opaque".into()),
-        data: Some(data.into_iter().map(|(key, value)| (key.to_owned(), ByteString(value))).collect()),
+        data: Some(data.into_iter().map(|(key, value)| (key, ByteString(value))).collect()),
         ..Secret::default()
     }
 }
@@ -323,13 +330,16 @@ mod tests {
         tests::{acme, config},
         validate::validate,
     };
+    use crate::tenancy::keys::WrappedKey;
 
     #[test]
     fn a_tenant_namespace() {
         let organization = acme();
         let tenant = validate(&organization).unwrap();
         let Foundation { namespace, operator_binding, runtime_binding, state: _ } = foundation(&tenant, &config());
-        let key = WrappedKey { version: 1, wrapped: vec![1, 2, 3], master_key_id: "abcd".into() };
+        let current = WrappedKey { version: 2, wrapped: vec![1, 2, 3], master_key_id: "abcd".into() };
+        let old = WrappedKey { version: 1, wrapped: vec![4, 5, 6], master_key_id: "cdef".into() };
+        let key = DataKeys { current, previous: vec![old] };
         let credentials = Credentials {
             password: "pw".to_owned().into(),
             rotated_at: "2026-01-01T00:00:00Z".parse().unwrap(),

@@ -1,9 +1,14 @@
 //! What a reconcile of an Organization reads from the cluster.
-use super::build::{ANNOTATION_ROTATED_AT, ANNOTATION_ROTATION, KEY_MASTER_ID, KEY_PASSWORD, KEY_VERSION, KEY_WRAPPED};
+use super::build::{
+    ANNOTATION_ROTATED_AT, ANNOTATION_ROTATION, KEY_MASTER_ID, KEY_PASSWORD, KEY_VERSION, KEY_WRAPPED, of_version,
+};
 use crate::{
     context::Context,
     error::{Error, Result},
-    tenancy::{credentials::Credentials, organization::WrappedKey},
+    tenancy::{
+        credentials::Credentials,
+        keys::{DataKeys, WrappedKey},
+    },
 };
 use agentapi_crds::names;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
@@ -43,8 +48,8 @@ pub async fn namespace_state(context: &Context, name: &str) -> Result<NamespaceS
 pub struct Live {
     /// The read-only role's password.
     pub credentials: Option<Credentials>,
-    /// The wrapped data key.
-    pub data_key: Option<WrappedKey>,
+    /// The wrapped data keys.
+    pub data_keys: Option<DataKeys>,
 }
 
 /// Read the tenant's two Secrets.
@@ -55,7 +60,7 @@ pub async fn secrets(context: &Context, namespace: &str) -> Result<Live> {
     };
     Ok(Live {
         credentials: get(names::SECRET_DATABASE).await?.as_ref().and_then(credentials),
-        data_key: get(names::SECRET_DATA_KEY).await?.as_ref().and_then(data_key),
+        data_keys: get(names::SECRET_DATA_KEY).await?.as_ref().and_then(data_keys),
     })
 }
 
@@ -68,12 +73,19 @@ fn credentials(secret: &Secret) -> Option<Credentials> {
     })
 }
 
-fn data_key(secret: &Secret) -> Option<WrappedKey> {
-    Some(WrappedKey {
-        version: text(secret, KEY_VERSION)?.parse().ok()?,
-        wrapped: secret.data.as_ref()?.get(KEY_WRAPPED)?.0.clone(),
-        master_key_id: text(secret, KEY_MASTER_ID)?,
-    })
+/// The data keys in the tenant's Secret.
+pub fn data_keys(secret: &Secret) -> Option<DataKeys> {
+    let data = secret.data.as_ref()?;
+    let key = |version, wrapped: &str, master: &str| {
+        Some(WrappedKey { version, wrapped: data.get(wrapped)?.0.clone(), master_key_id: text(secret, master)? })
+    };
+    let current = key(text(secret, KEY_VERSION)?.parse().ok()?, KEY_WRAPPED, KEY_MASTER_ID)?;
+    let older = data.keys().filter_map(|name| name.strip_prefix(KEY_WRAPPED)?.strip_prefix('.')?.parse().ok());
+    let mut previous: Vec<WrappedKey> = older
+        .filter_map(|version| key(version, &of_version(KEY_WRAPPED, version), &of_version(KEY_MASTER_ID, version)))
+        .collect();
+    previous.sort_by_key(|key| key.version);
+    Some(DataKeys { current, previous })
 }
 
 fn text(secret: &Secret, key: &str) -> Option<String> {
@@ -89,7 +101,8 @@ mod tests {
     #[test]
     fn what_is_written_into_the_secrets_is_what_is_read_from_them() {
         let tenant = validate(&acme()).unwrap();
-        let key = WrappedKey { version: 2, wrapped: vec![0, 255, 7], master_key_id: "abcd".into() };
+        let key = |version| WrappedKey { version, wrapped: vec![0, 255, 7], master_key_id: format!("by{version}") };
+        let keys = DataKeys { current: key(12), previous: vec![key(2), key(10)] };
         let made = Credentials {
             password: "pw".to_owned().into(),
             rotated_at: "2026-01-01T00:00:00Z".parse().unwrap(),
@@ -97,10 +110,10 @@ mod tests {
         };
         let server = ("db:5432".to_owned(), "agentapi".to_owned());
         let build::TenantSecrets { database, data_key: secret, state: _ } =
-            build::secrets(&tenant, &made, &server, &key);
-        assert_eq!(data_key(&secret), Some(key));
+            build::secrets(&tenant, &made, &server, &keys);
+        assert_eq!(data_keys(&secret), Some(keys));
         let read = credentials(&database).unwrap();
         assert_eq!((read.rotated_at, read.rotation), (made.rotated_at, made.rotation));
-        assert!(credentials(&Secret::default()).is_none() && data_key(&Secret::default()).is_none());
+        assert!(credentials(&Secret::default()).is_none() && data_keys(&Secret::default()).is_none());
     }
 }

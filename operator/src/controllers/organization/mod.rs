@@ -33,6 +33,8 @@ use std::{sync::Arc, time::Duration};
 const LIMIT: Duration = Duration::from_secs(40);
 /// How often everything is looked at without a reason.
 const RESYNC: Duration = Duration::from_secs(300);
+/// How often the read-only login's password is tried.
+const TRY_LOGIN_EVERY: Duration = Duration::from_secs(240);
 /// How often we look again for something that does not tell us when it comes.
 const SOON: Duration = Duration::from_secs(3);
 
@@ -109,10 +111,12 @@ async fn in_postgres(
     tenant: &Tenant,
     live: Live,
 ) -> Result<InPostgres> {
-    let Live { credentials: live, data_key: kept } = live;
+    let Live { credentials: live, data_keys: kept } = live;
     let failed = |error: &tenancy::Error| InPostgres { progress: unavailable(error), secrets: None, sessions: None };
     let ensured = match context.postgres() {
-        Ok(pool) => tenancy::organization::ensure(pool, tenant, &context.master_key, kept, &context.metrics).await,
+        Ok(pool) => {
+            tenancy::organization::ensure(pool, tenant, &context.keys.now().master, kept, &context.metrics).await
+        }
         Err(error) => Err(error),
     };
     let ensured = match ensured {
@@ -126,7 +130,7 @@ async fn in_postgres(
     };
     Ok(InPostgres {
         progress: Progress::Done,
-        secrets: Some(build::secrets(tenant, &credentials, &context.tenant_database, &ensured.data_key)),
+        secrets: Some(build::secrets(tenant, &credentials, &context.tenant_database, &ensured.data_keys)),
         sessions: Some(ensured.sessions),
     })
 }
@@ -155,7 +159,14 @@ async fn credentials_for(
 ) -> Result<Credentials> {
     let rotation = organization.annotations().get(names::ANNOTATION_ROTATE).map_or("", String::as_str);
     let max_age = SignedDuration::from_hours(24 * i64::from(context.config.credential_max_age_days));
-    match credentials::decide(live, ensured.password_digest.as_deref(), rotation, context.now(), max_age) {
+    let mut decision = credentials::decide(live, ensured.password_digest.as_deref(), rotation, context.now(), max_age);
+    if let Decision::Keep(credentials) = &decision
+        && context.logins.is_due(&tenant.slug, TRY_LOGIN_EVERY)
+        && tenancy::organization::opens_login(&context.database, tenant, &credentials.password).await == Some(false)
+    {
+        decision = Decision::Rotate("the login has changed its own password");
+    }
+    match decision {
         Decision::Keep(credentials) => Ok(credentials),
         Decision::Rotate(why) => {
             tracing::info!(organization = %tenant.slug, why, "a new password for the read-only role");

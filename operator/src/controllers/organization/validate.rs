@@ -1,6 +1,7 @@
 //! The spec parsed once into what the other steps use. Pure.
 use crate::tenancy::{names::TenantRoles, organization::Tenant};
-use agentapi_crds::{Organization, conditions::reason};
+use agentapi_crds::{Organization, conditions::reason, names};
+use kube::ResourceExt;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -25,6 +26,7 @@ pub fn validate(organization: &Organization) -> Result<Tenant, Refusal> {
         .and_then(|uid| Uuid::parse_str(uid).ok())
         .ok_or_else(|| invalid("metadata.uid is not a UUID; the API server sets it".into()))?;
     let spec = &organization.spec;
+    let rotation = organization.annotations().get(names::ANNOTATION_ROTATE_DATA_KEY).map_or("", String::as_str);
     Ok(Tenant {
         id,
         roles,
@@ -37,6 +39,8 @@ pub fn validate(organization: &Organization) -> Result<Tenant, Refusal> {
         quota: to_object(&spec.quota),
         deletion_policy: spec.deletion_policy,
         generation: organization.metadata.generation.unwrap_or_default(),
+        // The column takes 256 bytes; what is cut off only matters to somebody who wants to rotate by it.
+        data_key_rotation: rotation.get(..rotation.floor_char_boundary(256)).unwrap_or_default().to_owned(),
         slug,
     })
 }

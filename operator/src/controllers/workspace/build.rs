@@ -51,8 +51,8 @@ pub struct Resources<State> {
 pub struct Surroundings {
     /// Base URL of the runtime's internal API.
     pub runtime_internal_url: String,
-    /// Key that session tokens are checked with.
-    pub session_public_key: String,
+    /// Keys that session tokens are checked with, sorted.
+    pub session_public_keys: Vec<String>,
 }
 
 /// Labels of everything that a Workspace owns.
@@ -79,8 +79,14 @@ pub fn template_hash(template: &PodTemplate) -> Option<&str> {
 
 /// Everything that the Workspace owns.
 pub fn build(workspace: &Workspace, accepted: &Accepted, surroundings: &Surroundings) -> Resources<Prepared> {
+    // A rotation of the signing key waits for the pods that do not know the next key.
+    let known = names::signing_key_ids(surroundings.session_public_keys.iter().map(String::as_str));
     let spec = PodTemplateSpec {
-        metadata: Some(ObjectMeta { labels: Some(pod_labels(accepted)), ..ObjectMeta::default() }),
+        metadata: Some(ObjectMeta {
+            labels: Some(pod_labels(accepted)),
+            annotations: Some([(names::ANNOTATION_SESSION_KEYS.to_owned(), known)].into()),
+            ..ObjectMeta::default()
+        }),
         spec: Some(pod_spec(workspace, accepted, surroundings)),
     };
     let hash = hex::encode(&Sha256::digest(serde_json::to_string(&spec).unwrap_or_default())[..8]);
@@ -174,7 +180,7 @@ fn environment(workspace: &Workspace, surroundings: &Surroundings) -> Vec<EnvVar
         plain(env::LISTEN, format!("0.0.0.0:{}", names::SESSION_PORT)),
         plain(env::AGENT_TYPE, agent.r#type.as_str().into()),
         plain(env::TRANSPORT, agent.transport.as_str().into()),
-        plain(env::SESSION_PUBLIC_KEY, surroundings.session_public_key.clone()),
+        plain(env::SESSION_PUBLIC_KEY, surroundings.session_public_keys.join(",")),
         plain(env::RUNTIME_INTERNAL_URL, surroundings.runtime_internal_url.clone()),
         plain(env::STATE_DIR, STATE.into()),
         plain(env::WORKDIR, WORKDIR.into()),

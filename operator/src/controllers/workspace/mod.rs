@@ -61,7 +61,7 @@ async fn present(workspace: &Workspace, context: &Context) -> Result<Action> {
     }
     let surroundings = Surroundings {
         runtime_internal_url: context.config.runtime_internal_url(),
-        session_public_key: context.session_public_key.clone(),
+        session_public_keys: context.keys.now().session_public_keys.clone(),
     };
     let applied = Box::pin(apply::apply(context, build::build(workspace, &accepted, &surroundings))).await?;
     // The row before the pool: a workspace is usable without warm pods, and not without a row.
@@ -225,7 +225,7 @@ pub(crate) mod tests {
     pub(crate) fn surroundings() -> Surroundings {
         Surroundings {
             runtime_internal_url: "http://agentapi-runtime.agentapi-system.svc.cluster.local:8090".into(),
-            session_public_key: "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo".into(),
+            session_public_keys: vec!["11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo".into()],
         }
     }
 }

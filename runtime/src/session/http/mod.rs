@@ -56,6 +56,7 @@ pub(super) fn router(host: Arc<Host>, verifier: Option<Verifier>, closing: Cance
         .route("/events", get(streams::events))
         .route("/internal/screen", get(streams::screen))
         .route("/internal/claim", post(requests::claim))
+        .route("/internal/keys", post(requests::keys))
         // The handlers have limits of their own; this one only ends what never ends.
         .layer(DefaultBodyLimit::max(MAX_DRAINED_BYTES))
         .route_layer(middleware::from_fn_with_state(app.clone(), authenticate));

@@ -1,7 +1,8 @@
-//! `/status`, `/messages`, `/message` and `/internal/claim`.
+//! `/status`, `/messages`, `/message`, `/internal/claim` and `/internal/keys`.
 
 use axum::{Extension, Json, body::Body, extract::State, http::StatusCode};
 use futures::StreamExt;
+use secrecy::SecretString;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
@@ -77,6 +78,26 @@ pub(super) async fn claim(
             Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "claim-failed", "the claim was interrupted"))
         }
     }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct KeysRequest {
+    public_keys: Vec<String>,
+    token: SecretString,
+}
+
+/// The runtime says which keys' tokens are good from now on, with a token of one that is good now.
+pub(super) async fn keys(State(app): State<App>, body: Body) -> Result<Json<Value>, Problem> {
+    let request: KeysRequest = parse(body).await?;
+    if let Some(verifier) = &app.verifier {
+        verifier
+            .replace(&request.public_keys.join(","))
+            .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-keys", error))?;
+    }
+    app.host.take_token(request.token);
+    tracing::info!(keys = request.public_keys.len(), "other keys for the runtime's tokens");
+    Ok(Json(json!({ "ok": true })))
 }
 
 async fn parse<T: DeserializeOwned>(body: Body) -> Result<T, Problem> {
