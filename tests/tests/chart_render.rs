@@ -41,6 +41,7 @@ fn rights_over_secrets_are_these_and_no_others() {
         "ClusterRole agentapi-runtime-tenant: create patch delete: ",
         "Role agentapi-operator: create: ",
         "Role agentapi-operator: get: agentapi-session-signing agentapi-audit-signing agentapi-master-key",
+        "Role agentapi-operator: update: agentapi-session-signing agentapi-master-key",
     ];
     assert_eq!(found, expected.map(String::from).into());
     // The two tenant roles are bound per namespace by the operator and never by the chart.
