@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{cluster, images, paths, progress, sh};
 
@@ -26,12 +26,16 @@ pub(crate) struct Args {
     /// images, and `release` (static) elsewhere.
     #[arg(long)]
     profile: Option<String>,
+    /// With `--cluster existing`: where its nodes pull the images from, such as registry.example.com/agentapi. Without
+    /// it they are taken as loaded into the nodes, under the names that `cargo xtask images` gives them.
+    #[arg(long, value_name = "PREFIX")]
+    image_prefix: Option<String>,
 }
 
 impl Args {
     /// The arguments of another command that needs the cluster.
     pub(crate) fn new(cluster: cluster::Flavor, profile: Option<String>) -> Self {
-        Self { cluster, profile }
+        Self { cluster, profile, image_prefix: None }
     }
 
     fn profile(&self) -> &str {
@@ -44,8 +48,14 @@ impl Args {
 pub(crate) fn main(args: &Args) -> Result<()> {
     println!("cluster");
     cluster::up(args.cluster)?;
-    println!("images");
-    let built = images::build(&[], args.profile())?;
+    let foreign = args.cluster == cluster::Flavor::Existing;
+    let built = if foreign {
+        fs::write(existing_note()?, args.image_prefix.as_deref().unwrap_or_default())?;
+        Vec::new()
+    } else {
+        println!("images");
+        images::build(&[], args.profile())?
+    };
     let changed = load(&built)?;
     println!("charts");
     install(&built)?;
@@ -54,28 +64,72 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let url = api_url();
     fs::write(paths::cache()?.join("api-url"), &url)?;
     progress::step("the API answers", || {
-        progress::wait_for(&format!("{url}/ready"), Duration::from_secs(60), || {
-            sh::probe(Command::new("curl").args([
-                "-fsS",
-                "--max-time",
-                "2",
-                "-o",
-                "/dev/null",
-                &format!("{url}/ready"),
-            ]))
-            .map(drop)
+        let path = format!("/api/v1/namespaces/{SYSTEM}/services/agentapi-runtime:80/proxy/ready");
+        progress::wait_for("the API", Duration::from_secs(60), || {
+            // An existing cluster's node ports are not ports of this machine.
+            if foreign {
+                return kubectl(&["get", "--raw", &path])
+                    .map_err(|error| error.to_string())
+                    .and_then(|mut command| sh::probe(&mut command))
+                    .map(drop);
+            }
+            let url = format!("{url}/ready");
+            sh::probe(Command::new("curl").args(["-fsS", "--max-time", "2", "-o", "/dev/null", &url])).map(drop)
         })
     })?;
-    next(&url)
+    next(&url, foreign && std::env::var_os("AGENTAPI_URL").is_none())
 }
 
-/// Removes the cluster with everything in it; the caches of builds stay.
+/// Removes the cluster with everything in it, or what `up` put into an existing one; the caches of builds stay.
 pub(crate) fn down() -> Result<()> {
+    let note = existing_note()?;
+    if note.exists() {
+        remove_from_existing()?;
+        fs::remove_file(note)?;
+        fs::remove_file(paths::kubeconfig()?)?;
+    }
     let url = paths::cache()?.join("api-url");
     if url.exists() {
         fs::remove_file(url)?;
     }
     cluster::down()
+}
+
+/// Is there while `up` has put something into a cluster that is not ours; holds the prefix of the images.
+fn existing_note() -> Result<PathBuf> {
+    Ok(paths::cache()?.join("existing-cluster"))
+}
+
+/// Takes back what `up` installed, tenants first: their finalizers need the operator.
+fn remove_from_existing() -> Result<()> {
+    let gone = ["--ignore-not-found", "--timeout", READY];
+    let delete = |what: &[&str]| wait(&[&["delete"], what, &gone[..]].concat());
+    let tenants = sh::output(&mut kubectl(&["get", "organizations", "-o", "name", "--ignore-not-found"])?)?;
+    let names = tenants.lines().filter_map(|line| line.split('/').nth(1));
+    let others: Vec<&str> = names.filter(|name| !["acme", "globex"].contains(name)).collect();
+    if !others.is_empty() {
+        bail!(
+            "the cluster has Organizations that `up` did not make ({}): delete them first, or keep what is installed",
+            others.join(", ")
+        );
+    }
+    progress::step("sample tenants go", || {
+        delete(&["namespace", "team-acme", "team-globex"])?;
+        delete(&["organization", "acme", "globex"])
+    })?;
+    progress::step("charts and demo go", || {
+        for release in ["agentapi", "agentapi-crds"] {
+            let mut command = Command::new(cluster::helm()?);
+            command.arg("--kubeconfig").arg(paths::kubeconfig()?).args(["uninstall", release, "--ignore-not-found"]);
+            command.args(["--namespace", SYSTEM, "--wait", "--timeout", READY]);
+            sh::logged(&mut command, &paths::logs()?.join(format!("helm-uninstall-{release}.log")))?;
+        }
+        // helm keeps definitions, since deleting one deletes all objects of its kind. There are none left.
+        let kinds = ["organizations", "workspaces", "mcpconnections", "promptpolicies"];
+        let definitions = kinds.map(|kind| format!("{kind}.agentapi.dev"));
+        delete(&[&["crd"][..], &definitions.each_ref().map(String::as_str)].concat())?;
+        delete(&["namespace", SYSTEM, "agentapi-demo"])
+    })
 }
 
 /// Where it is noted which images the cluster has.
@@ -126,7 +180,21 @@ fn helm(release: &str, args: &[&str]) -> Result<()> {
 fn apply(file: &Path) -> Result<()> {
     let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let mut command = kubectl(&["apply", "--server-side", "--force-conflicts", "-f"])?;
-    sh::logged(command.arg(file), &paths::logs()?.join(format!("apply-{name}.log")))
+    let log = paths::logs()?.join(format!("apply-{name}.log"));
+    let Some(prefix) = image_prefix()? else { return sh::logged(command.arg(file), &log) };
+    let text = fs::read_to_string(file)?.replace("image: agentapi.dev/", &format!("image: {prefix}/"));
+    let renamed = paths::cache()?.join(format!("{name}.renamed.yaml"));
+    fs::write(&renamed, text)?;
+    let done = sh::logged(command.arg(&renamed), &log);
+    fs::remove_file(&renamed)?;
+    done
+}
+
+/// Where an existing cluster pulls the images from, if it was said.
+fn image_prefix() -> Result<Option<String>> {
+    let note = existing_note()?;
+    let prefix = if note.exists() { fs::read_to_string(note)? } else { String::new() };
+    Ok(Some(prefix.trim_end_matches('/').to_owned()).filter(|prefix| !prefix.is_empty()))
 }
 
 /// Waits with `kubectl wait`, or `rollout status` for workloads.
@@ -155,6 +223,9 @@ fn install(built: &[images::Built]) -> Result<()> {
                     "--set-string".into(),
                     format!("{part}.podAnnotations.agentapi\\.dev/image={}", image.digest),
                 ]);
+            }
+            if let Some(prefix) = image_prefix()? {
+                args.extend(["--set-string".into(), format!("{part}.image.repository={prefix}/{part}")]);
             }
         }
         helm("agentapi", &args.iter().map(String::as_str).collect::<Vec<_>>())
@@ -193,15 +264,20 @@ fn tenants(changed: &[String]) -> Result<()> {
     })
 }
 
-fn next(url: &str) -> Result<()> {
+fn next(url: &str, forward: bool) -> Result<()> {
     let (bin, kubeconfig) = (paths::bin()?, paths::kubeconfig()?);
+    let forward = if forward {
+        "  kubectl -n agentapi-system port-forward svc/agentapi-runtime 8080:80 &   # or set AGENTAPI_URL to your Ingress\n"
+    } else {
+        ""
+    };
     println!(
         r#"
 Two tenants are up: acme (workspace web) and globex (workspace research). Type next:
 
   export KUBECONFIG={kubeconfig} PATH={bin}:$PATH
   kubectl get organizations; kubectl get workspaces -A
-
+{forward}
   TOKEN=$(cargo xtask token acme-alice)
   curl -sS {url}/v1/sessions -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' -d '{{"workspace":"web"}}'
 

@@ -50,6 +50,8 @@ pub(super) struct Inner {
     pub(super) look: Look,
     /// The agent has been ready since it was started.
     pub(super) agent_ready: bool,
+    /// Nothing has been typed since the agent was started.
+    pub(super) untouched: bool,
     /// A message is being typed; the screen belongs to nobody.
     pub(super) sending: bool,
     pub(super) status: Status,
@@ -123,6 +125,7 @@ impl Host {
             last_change: Instant::now(),
             look: Look::Other,
             agent_ready: false,
+            untouched: true,
             sending: false,
             status: Status::Running,
             session_id: claim.as_ref().map(|claim| claim.session_id.clone()),
@@ -211,6 +214,7 @@ impl Host {
 
     /// Writes keystrokes to the agent.
     pub(super) fn write_raw(&self, bytes: &[u8]) -> Result<(), PtyError> {
+        self.lock().untouched = false;
         self.process()?.write(bytes)
     }
 
@@ -281,6 +285,7 @@ impl Host {
             let mut inner = self.lock();
             inner.generation += 1;
             inner.agent_ready = false;
+            inner.untouched = true;
             inner.look = Look::Other;
             self.refresh(&mut inner);
             let begun = inner.conversation.begun();

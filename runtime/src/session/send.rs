@@ -130,6 +130,7 @@ impl Host {
         let mut frames = self.frames.subscribe();
         let before = process.mark();
 
+        self.lock().untouched = false;
         process.write(self.keystrokes(content, &before))?;
         let deadline = Instant::now() + timing.paste;
         let shown = changed_from(&mut frames, &before, deadline).await;

@@ -86,13 +86,16 @@ impl Host {
             inner.agent_ready = true;
             self.ready.send_replace(true);
         }
+        // An agent that shows its input box and was asked nothing has nothing to do: the contract's quiet time is for
+        // an agent that may go on.
+        let idle = inner.untouched && inner.look == Look::Waiting;
         let stable = alive
             && inner.agent_ready
             // Not only when it is `Waiting`: an agent that asks for a permission shows no input box and waits for the user.
             && inner.look != Look::Working
             && !inner.sending
             && !inner.prompt_state.is_open()
-            && quiet >= self.config.timing.stable;
+            && (idle || quiet >= self.config.timing.stable);
         if stable {
             let settled = inner.conversation.settle((self.config.now)());
             self.publish_message(inner, settled);

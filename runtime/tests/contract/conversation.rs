@@ -171,3 +171,15 @@ async fn an_uploaded_file_is_where_the_agent_can_read_it() {
     assert_eq!(answer(session.request(Method::POST, "/upload").multipart(no_file)).await.0, 422);
     assert_eq!(session.post("/upload", json!({})).await.0, 422);
 }
+
+#[tokio::test]
+async fn an_agent_that_was_asked_nothing_is_stable_as_soon_as_it_is_ready() {
+    let pod = Pod::new();
+    let session = pod.start().await;
+    until("readiness", async || (session.get("/internal/ready").await.0 == 200).then_some(())).await;
+    // The contract's two quiet seconds are not over yet.
+    assert_eq!(session.get("/status").await.1["status"], "stable");
+    assert_eq!(session.post("/message", json!({"content": "x", "type": "raw"})).await.0, 200);
+    until("the screen to change", async || (session.get("/status").await.1["status"] == "running").then_some(())).await;
+    session.stable().await;
+}

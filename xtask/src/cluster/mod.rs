@@ -50,7 +50,7 @@ pub(crate) enum Flavor {
     Kind,
     /// Kubernetes straight on this machine (needs root on Linux).
     Native,
-    /// The cluster that KUBECONFIG names; nothing is started.
+    /// The cluster that KUBECONFIG names; nothing is started, and nothing is built.
     Existing,
 }
 
@@ -101,14 +101,16 @@ fn auto() -> Result<()> {
     native::up()
 }
 
-/// Copies the person's kubeconfig after seeing that its cluster answers.
+/// Copies the current context after seeing that its cluster answers: what the person switches to later is not ours.
 fn existing() -> Result<()> {
-    let Some(source) = std::env::var_os("KUBECONFIG").map(PathBuf::from) else {
-        bail!("--cluster existing uses the cluster that KUBECONFIG names: set it to your kubeconfig file")
-    };
-    step("the cluster of your KUBECONFIG", || {
+    if native::running()? || kind::running()? {
+        let own = paths::kubeconfig()?;
+        bail!("a cluster of ours runs, whose kubeconfig is {}: `cargo xtask down` first", own.display())
+    }
+    step("the cluster of your kubeconfig", || {
         sh::output(Command::new("kubectl").args(["--request-timeout=10s", "get", "--raw", "/readyz"]))?;
-        native::write_private(&paths::kubeconfig()?, &std::fs::read(&source)?)
+        let context = sh::output(Command::new("kubectl").args(["config", "view", "--minify", "--flatten"]))?;
+        native::write_private(&paths::kubeconfig()?, context.as_bytes())
     })
 }
 
