@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use secrecy::SecretString;
 
+use crate::audit::proxies::Cidr;
 use crate::auth::jwks::JwksLimits;
 
 /// What `serve` is told.
@@ -30,6 +31,10 @@ pub struct ServeConfig {
     /// Address of /metrics.
     #[arg(long, env = "AGENTAPI_METRICS_LISTEN", default_value = "0.0.0.0:9090")]
     pub metrics_listen: SocketAddr,
+    /// Address ranges of proxies in front of the API, such as 10.0.0.0/8, with commas between them. Only their
+    /// `X-Forwarded-For` says who the client is; without any, the peer is the client.
+    #[arg(long, env = "AGENTAPI_TRUSTED_PROXIES", value_delimiter = ',')]
+    pub trusted_proxies: Vec<Cidr>,
     /// Most connections to Postgres.
     #[arg(long, env = "AGENTAPI_DB_MAX_CONNECTIONS", default_value_t = 16)]
     pub db_max_connections: u32,

@@ -1,6 +1,7 @@
 //! The `AgentAPI` itself: `serve` for tenants' clients, `session` inside a session pod.
 
 pub mod audit;
+pub mod audit_cli;
 pub mod auth;
 pub mod config;
 pub mod http;

@@ -1,7 +1,9 @@
 //! `agentapi-runtime`: picks the subcommand, sets up logs and signals. Everything else is in the library.
 
 use std::io::Write;
+use std::process::ExitCode;
 
+use agentapi_runtime::audit_cli::{self, AuditCommand};
 use agentapi_runtime::config::ServeConfig;
 use agentapi_runtime::http::router;
 use agentapi_runtime::serve::Server;
@@ -29,10 +31,13 @@ enum Command {
     Session(Box<agentapi_runtime::session::SessionArgs>),
     /// Print the `OpenAPI` document of the API.
     Openapi,
+    /// Verify or export an organization's audit log.
+    #[command(subcommand)]
+    Audit(AuditCommand),
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     telemetry::init(&cli.log)?;
     match cli.command {
@@ -45,12 +50,13 @@ async fn main() -> anyhow::Result<()> {
             let config = args.into_config(std::env::vars().collect())?;
             agentapi_runtime::session::run(config, shutdown).await?;
         }
+        Command::Audit(command) => return Ok(ExitCode::from(audit_cli::run(command).await)),
         Command::Openapi => {
             let document = router::openapi().to_pretty_json().context("cannot write the OpenAPI document")?;
             writeln!(std::io::stdout(), "{document}").context("cannot print the OpenAPI document")?;
         }
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A token that is cancelled by SIGTERM or SIGINT.

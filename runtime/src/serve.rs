@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::proxies::Proxies;
 use crate::auth::jwks::Jwks;
 use crate::auth::session_token::{SessionTokenError, SessionTokens};
 use crate::auth::{AuthError, Authenticator, SharedSecrets, read_shared_secrets};
@@ -121,6 +122,7 @@ impl Server {
             tokens,
             lifecycle,
             agents,
+            proxies: Proxies::new(config.trusted_proxies.clone()),
             metrics,
             leaving: CancellationToken::new(),
             closing: CancellationToken::new(),

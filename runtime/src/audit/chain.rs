@@ -234,4 +234,4 @@ fn write_jsonb(value: &Value, out: &mut String) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,35 +1,78 @@
-//! What is recorded about a change, and who made it. The rows themselves are `store::audit`. Imports nothing.
+//! What is recorded about a change, and who made it; and everything that an auditor does with the log afterwards. The
+//! rows themselves are `store::audit`. Pure: imports nothing of ours.
 
 pub mod chain;
+pub mod checkpoint;
+pub mod ocsf;
+pub mod proxies;
+pub mod verify;
 
 use serde_json::Value;
+
+/// What the API and the platform record. `ocsf` has a line for each.
+pub mod action {
+    /// A session was accepted.
+    pub const SESSION_CREATE: &str = "session.create";
+    /// A session ends, by its user or by the platform.
+    pub const SESSION_DELETE: &str = "session.delete";
+    /// A session has failed.
+    pub const SESSION_FAIL: &str = "session.fail";
+    /// A message goes to the agent. Written before the agent gets it, so that none is unrecorded.
+    pub const SESSION_MESSAGE: &str = "session.message";
+    /// The message of the same request was refused, or nobody knows.
+    pub const SESSION_MESSAGE_FAIL: &str = "session.message-fail";
+    /// A file goes to the agent. Written before the agent gets it.
+    pub const SESSION_UPLOAD: &str = "session.upload";
+    /// The file of the same request was refused, or nobody knows.
+    pub const SESSION_UPLOAD_FAIL: &str = "session.upload-fail";
+    /// Somebody was here for the first time.
+    pub const USER_CREATE: &str = "user.create";
+    /// Somebody's token says another role or email than before.
+    pub const USER_UPDATE: &str = "user.update";
+    /// Somebody wanted what only admins may.
+    pub const ACCESS_REFUSE: &str = "access.refuse";
+}
+
+/// The client behind a request.
+#[derive(Debug, Clone, Default)]
+pub struct Client {
+    /// Request that it made.
+    pub request_id: Option<String>,
+    /// Its address, as far as it can be known.
+    pub source_ip: Option<String>,
+    /// Its `User-Agent`, cut to what the column takes.
+    pub user_agent: Option<String>,
+}
+
+impl Client {
+    /// This user, from here.
+    pub fn origin(&self, subject: &str) -> Origin {
+        Origin { actor: format!("user:{subject}"), client: self.clone() }
+    }
+}
 
 /// Who or what made a change, from where.
 #[derive(Debug, Clone)]
 pub struct Origin {
     /// `user:<subject>` or `system:<part>`.
     pub actor: String,
-    /// Request that made it.
-    pub request_id: Option<String>,
-    /// Peer address.
-    pub source_ip: Option<String>,
-    /// Client's `User-Agent`, cut to what the column takes.
-    pub user_agent: Option<String>,
+    /// From where; nothing for the platform itself.
+    pub client: Client,
 }
 
 impl Origin {
     /// A part of the platform itself.
     pub fn system(part: &str) -> Self {
-        Self { actor: format!("system:{part}"), request_id: None, source_ip: None, user_agent: None }
+        Self { actor: format!("system:{part}"), client: Client::default() }
     }
 }
 
-/// One row to write. `detail` never holds environment values, prompts or tokens.
+/// One row to write. `detail` never holds environment values, prompts, messages or tokens.
 #[derive(Debug)]
 pub struct Entry<'a> {
     /// Who.
     pub origin: &'a Origin,
-    /// Did what, such as `session.create`.
+    /// Did what, one of [`action`].
     pub action: &'a str,
     /// To what kind of thing.
     pub target_kind: &'a str,

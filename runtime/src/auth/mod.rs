@@ -16,6 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use uuid::Uuid;
 
+use crate::audit::Client;
 use crate::store::identity::Organization;
 use crate::store::{Store, StoreError, TenantScope};
 use jwks::{Jwks, JwksError, KeySource};
@@ -169,7 +170,7 @@ impl Authenticator {
     }
 
     /// The caller behind a bearer token.
-    pub async fn authenticate(&self, token: &str) -> Result<Caller, AuthError> {
+    pub async fn authenticate(&self, token: &str, client: &Client) -> Result<Caller, AuthError> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(invalid("the token is too long"));
         }
@@ -184,7 +185,7 @@ impl Authenticator {
         let organization = self.organization(unverified).await?;
         let key = self.key(&organization, header.kid.as_deref(), header.alg).await?;
         let claims = verify(token, header.alg, &key, &organization)?;
-        let user_id = self.user(&organization, &claims).await?;
+        let user_id = self.user(&organization, &claims, client).await?;
         Ok(Caller { organization, user_id, subject: claims.sub, role: claims.role })
     }
 
@@ -236,7 +237,7 @@ impl Authenticator {
         }
     }
 
-    async fn user(&self, organization: &Organization, claims: &Claims) -> Result<Uuid, AuthError> {
+    async fn user(&self, organization: &Organization, claims: &Claims, client: &Client) -> Result<Uuid, AuthError> {
         let key = UserKey {
             organization: organization.id,
             subject: claims.sub.clone(),
@@ -248,7 +249,8 @@ impl Authenticator {
         }
         let scope = TenantScope { organization, user_id: None, role: claims.role, platform: false };
         let mut tx = self.store.tenant_tx(&scope).await?;
-        let id = tx.upsert_user(&claims.sub, claims.email.as_deref(), claims.role).await?;
+        let origin = client.origin(&claims.sub);
+        let id = tx.upsert_user(&claims.sub, claims.email.as_deref(), claims.role, &origin).await?;
         tx.commit().await?;
         self.users.insert(key, id).await;
         Ok(id)

@@ -1,28 +1,28 @@
 //! What handlers take from requests: the caller, typed bodies, queries and ids. Every refusal is a problem document
-//! that names the field and says what to write instead. May touch: `auth`.
+//! that names the field and says what to write instead. May touch: `auth`, the audit log.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Path, Query, Request};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::request::Parts;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use uuid::Uuid;
 
+use super::App;
 use super::error::Problem;
-use super::{App, request_id};
-use crate::audit::Origin;
+use crate::audit::{Client, Entry, action};
 use crate::auth::{AuthError, Caller, Role};
 
 /// Largest JSON body.
 pub const MAX_JSON_BYTES: usize = 1024 * 1024;
 /// A body must arrive within this time.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The token of `Authorization: Bearer <token>`.
 pub fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
@@ -45,14 +45,15 @@ impl FromRequestParts<App> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let Ok(client) = Client::from_request_parts(parts, app).await;
         let token = bearer(&parts.headers)?;
-        let caller = app.authenticator.authenticate(token).await?;
+        let caller = app.authenticator.authenticate(token, &client).await?;
         tracing::Span::current().record("organization", caller.organization.slug.as_str());
         Ok(caller)
     }
 }
 
-/// A caller who is an admin of their organization.
+/// A caller who is an admin of their organization. That somebody else tried is recorded.
 pub struct Admin(pub Caller);
 
 impl FromRequestParts<App> for Admin {
@@ -60,35 +61,24 @@ impl FromRequestParts<App> for Admin {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let caller = Caller::from_request_parts(parts, app).await?;
-        if caller.role == Role::Admin { Ok(Self(caller)) } else { Err(Problem::admin_only()) }
-    }
-}
-
-/// Where a request comes from, for the audit log.
-pub struct Client {
-    source_ip: Option<String>,
-    user_agent: Option<String>,
-}
-
-impl Client {
-    /// This caller, from here.
-    pub fn origin(self, caller: &Caller) -> Origin {
-        Origin {
-            actor: format!("user:{}", caller.subject),
-            request_id: request_id::current(),
-            source_ip: self.source_ip,
-            user_agent: self.user_agent,
+        if caller.role == Role::Admin {
+            return Ok(Self(caller));
         }
-    }
-}
-
-impl<S: Sync> FromRequestParts<S> for Client {
-    type Rejection = std::convert::Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        let source_ip = parts.extensions.get::<SocketAddr>().map(|peer| peer.ip().to_string());
-        let agent = parts.headers.get(USER_AGENT).and_then(|value| value.to_str().ok());
-        Ok(Self { source_ip, user_agent: agent.map(|text| text.chars().take(512).collect()) })
+        let Ok(client) = Client::from_request_parts(parts, app).await;
+        let route = parts.extensions.get::<MatchedPath>().map(MatchedPath::as_str);
+        app.store
+            .record(
+                &caller.scope(),
+                &Entry {
+                    origin: &client.origin(&caller.subject),
+                    action: action::ACCESS_REFUSE,
+                    target_kind: "route",
+                    target_id: route,
+                    detail: json!({ "method": parts.method.as_str() }),
+                },
+            )
+            .await?;
+        Err(Problem::admin_only())
     }
 }
 

@@ -1,12 +1,14 @@
 //! The HTTP APIs: the public one under `v1`, the internal one for session pods, and what both need.
 //! May touch: `auth`, `store`, `lifecycle`, `pods::agent`, `metrics`. Nobody but `serve` imports it.
 
+mod client;
 pub mod docs;
 pub mod error;
 pub mod extract;
 pub mod health;
 pub mod internal;
 mod linger;
+mod multipart;
 mod observe;
 mod proxy;
 pub mod request_id;
@@ -18,6 +20,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::proxies::Proxies;
 use crate::auth::Authenticator;
 use crate::auth::session_token::SessionTokens;
 use crate::lifecycle::Lifecycle;
@@ -37,6 +40,8 @@ pub struct AppState {
     pub lifecycle: Arc<Lifecycle>,
     /// Calls to pods.
     pub agents: Agents,
+    /// Whose word about the client's address is taken.
+    pub proxies: Proxies,
     /// Counters.
     pub metrics: Metrics,
     /// Cancelled when this replica should no longer get requests.

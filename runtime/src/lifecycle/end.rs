@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{Lifecycle, LifecycleError};
-use crate::audit::{Entry, Origin};
+use crate::audit::{Entry, Origin, action};
 use crate::store::TenantScope;
 use crate::store::identity::Organization;
 
@@ -34,7 +34,7 @@ impl Lifecycle {
             let id = session.to_string();
             tx.audit(&Entry {
                 origin,
-                action: "session.delete",
+                action: action::SESSION_DELETE,
                 target_kind: "session",
                 target_id: Some(&id),
                 detail: json!({ "reason": reason }),

@@ -10,7 +10,7 @@ mod start;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::audit::{Entry, Origin};
+use crate::audit::{Entry, Origin, action};
 use crate::auth::session_token::{SessionTokenError, SessionTokens};
 use crate::metrics::Metrics;
 use crate::pods::agent::{AgentError, Agents};
@@ -99,7 +99,7 @@ impl Lifecycle {
                 let id = session.to_string();
                 tx.audit(&Entry {
                     origin: &Origin::system("sessions"),
-                    action: "session.fail",
+                    action: action::SESSION_FAIL,
                     target_kind: "session",
                     target_id: Some(&id),
                     detail: json!({ "reason": error }),

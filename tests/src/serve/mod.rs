@@ -92,6 +92,7 @@ impl Platform {
             http_listen: loopback,
             internal_listen: loopback,
             metrics_listen: loopback,
+            trusted_proxies: Vec::new(),
             db_max_connections: 8,
             jwks_ttl_seconds: 300,
             jwks_min_refresh_seconds: 1,

@@ -4,10 +4,10 @@ use super::*;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-const ORGANIZATION: Uuid = Uuid::from_u128(10);
+pub(crate) const ORGANIZATION: Uuid = Uuid::from_u128(10);
 
 /// Links rows as the trigger does.
-fn chain(mut rows: Vec<Row>) -> Vec<Row> {
+pub(crate) fn chain(mut rows: Vec<Row>) -> Vec<Row> {
     let mut last = Head::start();
     for row in &mut rows {
         row.seq = last.seq + 1;
@@ -23,7 +23,7 @@ fn head(rows: &[Row]) -> Head {
 }
 
 prop_compose! {
-    fn any_row()(
+    pub(crate) fn any_row()(
         micros in 0_i64..4_000_000_000_000_000,
         actor in "[a-z:]{1,8}",
         action in "[a-z.]{1,8}",
@@ -41,12 +41,12 @@ prop_compose! {
     }
 }
 
-fn any_chain() -> impl Strategy<Value = Vec<Row>> {
+pub(crate) fn any_chain() -> impl Strategy<Value = Vec<Row>> {
     proptest::collection::vec(any_row(), 1..12).prop_map(chain)
 }
 
 /// One field of a row, changed to something else.
-fn edit(row: &mut Row, which: usize) {
+pub(crate) fn edit(row: &mut Row, which: usize) {
     let other = |text: &mut String| text.push('x');
     let other_optional = |text: &mut Option<String>| *text = text.take().map_or(Some(String::new()), |t| Some(t + "x"));
     match which {
@@ -132,9 +132,9 @@ proptest! {
     }
 }
 
-#[test]
-fn faults_say_what_happened() {
-    let row = |n: i64| Row {
+/// A row of acme from this second.
+pub(crate) fn row(n: i64) -> Row {
+    Row {
         org_id: ORGANIZATION,
         seq: 0,
         org_slug: "acme".into(),
@@ -151,7 +151,11 @@ fn faults_say_what_happened() {
         config_digest: None,
         prev_hash: String::new(),
         hash: String::new(),
-    };
+    }
+}
+
+#[test]
+fn faults_say_what_happened() {
     let rows = chain((1..=4).map(row).collect());
     let mut gap = rows.clone();
     gap.remove(1);

@@ -1,6 +1,7 @@
 //! `/v1/sessions/{id}/{status,messages,message,events,upload,screen}`: the coder/agentapi contract behind tenant
 //! authentication. A client of coder/agentapi works with `/v1/sessions/{id}` as its base URL and a bearer header.
-//! May touch: `store`, the session's pod through `proxy`.
+//! What changes something is in the audit log before the pod gets it. May touch: `store`, the session's pod through
+//! `proxy`.
 
 use std::time::Duration;
 
@@ -10,14 +11,17 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, Method, StatusCode};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::audit::{Client, Entry, Origin, action};
 use crate::auth::Caller;
 use crate::http::App;
 use crate::http::error::{Problem, ProblemBody};
-use crate::http::extract::{MAX_JSON_BYTES, SessionId, require_content_type};
+use crate::http::extract::{MAX_JSON_BYTES, SessionId, parse_json, read_body, require_content_type};
+use crate::http::multipart;
 use crate::http::proxy::{Call, forward};
 use crate::pods::agent::Target;
 use crate::store::messages::Message;
@@ -77,14 +81,27 @@ impl From<Message> for MessageView {
 }
 
 /// A message to the agent.
-#[derive(Debug, Deserialize, ToSchema)]
-#[expect(dead_code, reason = "describes the body for the OpenAPI document; the body itself streams to the pod")]
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct SendMessage {
     /// Text, or for type `raw` the keystrokes.
     content: String,
     /// `user` or `raw`.
-    #[schema(example = "user")]
-    r#type: String,
+    r#type: MessageType,
+    /// coder's generated clients may send the schema's address along.
+    #[serde(default, rename = "$schema")]
+    #[schema(ignore)]
+    _schema: Option<String>,
+}
+
+/// What a message is.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MessageType {
+    /// Text for the agent.
+    User,
+    /// Keystrokes for its terminal.
+    Raw,
 }
 
 /// The agent has started on it.
@@ -159,16 +176,51 @@ impl<'a> Ask<'a> {
     }
 }
 
-async fn ask(app: &App, session: &Session, headers: &HeaderMap, ask: Ask<'_>) -> Result<Response, Problem> {
+/// The pod of a session that has one.
+fn target(session: &Session) -> Result<Target<'_>, Problem> {
     if session.phase != Phase::Running {
         return Err(over(session));
     }
-    let (Some(pod), Some(ip)) = (session.pod_name.as_deref(), session.pod_ip.as_deref()) else {
-        return Err(starting());
-    };
-    let target = Target { session: session.id, pod, ip };
+    match (session.pod_name.as_deref(), session.pod_ip.as_deref()) {
+        (Some(pod), Some(ip)) => Ok(Target { session: session.id, pod, ip }),
+        _ => Err(starting()),
+    }
+}
+
+async fn ask(app: &App, target: Target<'_>, headers: &HeaderMap, ask: Ask<'_>) -> Result<Response, Problem> {
     let Ask { method, path, body, timeout } = ask;
     forward(app, Call { target, method, path, headers, body, timeout }).await
+}
+
+/// Something that the pod is to do, as the audit log knows it.
+struct Deed<'a> {
+    app: &'a App,
+    caller: &'a Caller,
+    origin: Origin,
+    session: String,
+}
+
+impl<'a> Deed<'a> {
+    fn new(app: &'a App, caller: &'a Caller, client: &Client, session: Uuid) -> Self {
+        Self { app, caller, origin: client.origin(&caller.subject), session: session.to_string() }
+    }
+
+    async fn record(&self, action: &str, detail: Value) -> Result<(), Problem> {
+        let target_id = Some(self.session.as_str());
+        let entry = Entry { origin: &self.origin, action, target_kind: "session", target_id, detail };
+        Ok(self.app.store.record(&self.caller.scope(), &entry).await?)
+    }
+
+    /// Records that the pod did not do it, or that nobody knows; the row of the deed itself stays.
+    async fn close(&self, action: &str, answer: Result<Response, Problem>) -> Result<Response, Problem> {
+        let status = answer.as_ref().map_or_else(Problem::status, Response::status);
+        if !status.is_success()
+            && let Err(error) = self.record(action, json!({ "status": status.as_u16() })).await
+        {
+            tracing::error!(session = self.session, action, ?error, "cannot record that the session's pod refused");
+        }
+        answer
+    }
 }
 
 /// Whether the agent is working.
@@ -187,7 +239,7 @@ pub async fn status(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let session = settled(&app, &caller, id).await?;
-    ask(&app, &session, &headers, Ask::get("/status")).await
+    ask(&app, target(&session)?, &headers, Ask::get("/status")).await
 }
 
 /// The conversation so far; also after the session's end.
@@ -207,7 +259,7 @@ pub async fn messages(
 ) -> Result<Response, Problem> {
     let session = settled(&app, &caller, id).await?;
     if session.phase == Phase::Running {
-        return ask(&app, &session, &headers, Ask::get("/messages")).await;
+        return ask(&app, target(&session)?, &headers, Ask::get("/messages")).await;
     }
     let mut tx = app.store.tenant_tx(&caller.scope()).await?;
     let messages = tx.messages(id).await?;
@@ -230,15 +282,23 @@ pub async fn messages(
 pub async fn message(
     State(app): State<App>,
     caller: Caller,
+    client: Client,
     SessionId(id): SessionId,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let session = settled(&app, &caller, id).await?;
     require_content_type(&headers, "application/json")?;
-    let body = Some((body, MAX_JSON_BYTES));
+    let bytes = read_body(body, MAX_JSON_BYTES).await?;
+    let message: SendMessage = parse_json(&bytes)?;
+    let target = target(&session)?;
+    let deed = Deed::new(&app, &caller, &client, id);
+    let detail = json!({ "type": message.r#type, "bytes": message.content.len() });
+    deed.record(action::SESSION_MESSAGE, detail).await?;
+    let body = Some((Body::from(bytes), MAX_JSON_BYTES));
     let post = Ask { method: Method::POST, path: "/message", body, timeout: MESSAGE_TIMEOUT };
-    ask(&app, &session, &headers, post).await
+    let answer = ask(&app, target, &headers, post).await;
+    deed.close(action::SESSION_MESSAGE_FAIL, answer).await
 }
 
 /// Follows the conversation as server-sent events. Resume with the header `Last-Event-ID`.
@@ -262,7 +322,7 @@ pub async fn events(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let session = settled(&app, &caller, id).await?;
-    ask(&app, &session, &headers, Ask::get("/events")).await
+    ask(&app, target(&session)?, &headers, Ask::get("/events")).await
 }
 
 /// Puts a file into the agent's pod.
@@ -278,15 +338,21 @@ pub async fn events(
 pub async fn upload(
     State(app): State<App>,
     caller: Caller,
+    client: Client,
     SessionId(id): SessionId,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let session = settled(&app, &caller, id).await?;
     require_content_type(&headers, "multipart/form-data")?;
-    let body = Some((body, MAX_UPLOAD_BYTES));
+    let target = target(&session)?;
+    let file = multipart::begin(&headers, body).await?;
+    let deed = Deed::new(&app, &caller, &client, id);
+    deed.record(action::SESSION_UPLOAD, json!({ "file": file.name, "bytes": file.bytes })).await?;
+    let body = Some((file.body, MAX_UPLOAD_BYTES));
     let post = Ask { method: Method::POST, path: "/upload", body, timeout: UPLOAD_TIMEOUT };
-    ask(&app, &session, &headers, post).await
+    let answer = ask(&app, target, &headers, post).await;
+    deed.close(action::SESSION_UPLOAD_FAIL, answer).await
 }
 
 /// Follows the agent's terminal as server-sent events.
@@ -305,5 +371,5 @@ pub async fn screen(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let session = settled(&app, &caller, id).await?;
-    ask(&app, &session, &headers, Ask::get("/internal/screen")).await
+    ask(&app, target(&session)?, &headers, Ask::get("/internal/screen")).await
 }

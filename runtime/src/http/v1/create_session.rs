@@ -20,11 +20,11 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::sessions::{SessionView, load};
-use crate::audit::{Entry, Origin};
+use crate::audit::{Client, Entry, Origin, action};
 use crate::auth::Caller;
 use crate::http::App;
 use crate::http::error::{Problem, ProblemBody};
-use crate::http::extract::{ApiJson, Client};
+use crate::http::extract::ApiJson;
 use crate::lifecycle::Launch;
 use crate::store::sessions::{Phase, QuotaExceeded, Session};
 
@@ -174,7 +174,7 @@ pub async fn create(
     let key = idempotency_key(&headers)?;
     let fingerprint = key.map(|_| body.fingerprint());
     let idempotency = key.zip(fingerprint.as_deref());
-    let origin = client.origin(&caller);
+    let origin = client.origin(&caller.subject);
     let (id, replayed) = match decide(&app, &caller, &origin, &body, idempotency).await? {
         Decision::New(id) => {
             app.lifecycle.launch(Launch {
@@ -238,7 +238,7 @@ async fn decide(
     let target = id.to_string();
     tx.audit(&Entry {
         origin,
-        action: "session.create",
+        action: action::SESSION_CREATE,
         target_kind: "session",
         target_id: Some(&target),
         detail: json!({

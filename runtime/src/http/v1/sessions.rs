@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use crate::audit::Client;
 use crate::auth::Caller;
 use crate::http::App;
 use crate::http::error::{Problem, ProblemBody};
-use crate::http::extract::{ApiQuery, Client, SessionId};
+use crate::http::extract::{ApiQuery, SessionId};
 use crate::lifecycle::LifecycleError;
 use crate::store::sessions::{Phase, Session, SessionFilter};
 
@@ -193,7 +194,7 @@ pub async fn delete(
     SessionId(id): SessionId,
 ) -> Result<StatusCode, Problem> {
     load(&app, &caller, id).await?;
-    let origin = client.origin(&caller);
+    let origin = client.origin(&caller.subject);
     app.lifecycle.end(&caller.scope(), &caller.organization, id, "deleted", &origin).await?;
     Ok(StatusCode::NO_CONTENT)
 }
