@@ -53,6 +53,11 @@ pub struct OrganizationSpec {
     #[schemars(length(max = 64))]
     pub allowed_egress: Option<Vec<EgressRule>>,
 
+    /// When this Organization is deleted: seconds for which its sessions may go on, while new ones are refused.
+    #[serde(default = "default_drain")]
+    #[schemars(range(min = 0, max = 86400))]
+    pub drain_grace_period_seconds: u32,
+
     /// What deleting this Organization does to its rows in Postgres. The namespace is always deleted and the audit log always stays.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
@@ -135,6 +140,9 @@ impl Default for Quota {
     }
 }
 
+fn default_drain() -> u32 {
+    30
+}
 fn default_workspaces() -> i32 {
     10
 }

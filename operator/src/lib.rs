@@ -16,6 +16,7 @@ pub mod keys;
 pub mod lease;
 pub mod metrics;
 pub mod migrate;
+pub mod receipt;
 pub mod records;
 pub mod run;
 pub mod scram;

@@ -1,5 +1,11 @@
 //! `agentapi-operator`: parses the command line and hands over.
-use agentapi_operator::{config::Config, migrate, migrate::MigrateConfig, run, telemetry};
+use agentapi_operator::{
+    config::Config,
+    migrate,
+    migrate::MigrateConfig,
+    receipt::{self, ReceiptArgs},
+    run, telemetry,
+};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -17,6 +23,8 @@ enum Command {
     Run(Box<Config>),
     /// Bring roles, database and schema into order; safe to repeat and to start several times at once.
     Migrate(MigrateConfig),
+    /// Receipts of organizations that have left.
+    Receipt(ReceiptArgs),
 }
 
 #[tokio::main]
@@ -30,6 +38,7 @@ async fn main() -> ExitCode {
         Command::Migrate(config) => migrate::run(&config).await.map_err(Into::into).map(|report| {
             tracing::info!(?report, "the database is in order");
         }),
+        Command::Receipt(arguments) => receipt::run(&arguments).map_err(Into::into),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

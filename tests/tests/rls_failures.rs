@@ -188,6 +188,7 @@ async fn the_owner_is_bound_too() {
         "oauth_states",
         "prompt_policies",
         "tenant_keys",
+        "offboardings",
         "audit_log",
     ] {
         for (broken, expected) in [(false, 0), (true, 1)] {

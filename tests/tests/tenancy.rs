@@ -9,7 +9,7 @@ use agentapi_operator::{
     tenancy::{
         self, Meaning, credentials,
         names::TenantRoles,
-        organization::{Tenant, ensure, opens_login, remove, set_read_password},
+        organization::{Tenant, ensure, opens_login, set_read_password},
     },
 };
 use agentapi_tests::pg::{Database, Server, ServerOptions};
@@ -162,46 +162,6 @@ async fn two_organizations_never_share_an_identity() {
     let error = fixture.ensure(&twin).await.unwrap_err();
     assert_eq!(error.meaning(), Meaning::IdentityConflict, "{error}");
     assert_eq!(fixture.number("select count(*) from pg_roles where rolname ~ '^org_twin'").await, 0);
-}
-
-#[tokio::test]
-async fn removing_retains_or_deletes_rows_and_always_keeps_the_audit_log() {
-    let fixture = Fixture::new().await;
-    let (kept, gone) = (tenant("kept"), tenant("gone"));
-    for tenant in [&kept, &gone] {
-        fixture.ensure(tenant).await.unwrap();
-    }
-    remove(&fixture.pool, kept.id, "kept", DeletionPolicy::Retain, &fixture.metrics).await.unwrap();
-    remove(&fixture.pool, gone.id, "gone", DeletionPolicy::Delete, &fixture.metrics).await.unwrap();
-    // Again, as after a crash in between.
-    remove(&fixture.pool, kept.id, "kept", DeletionPolicy::Retain, &fixture.metrics).await.unwrap();
-    remove(&fixture.pool, gone.id, "gone", DeletionPolicy::Delete, &fixture.metrics).await.unwrap();
-    assert_eq!(fixture.number("select count(*) from pg_roles where rolname ~ '^org_(kept|gone)'").await, 0);
-    assert_eq!(
-        fixture.number("select count(*) from organizations where slug = 'kept' and deleted_at is not null").await,
-        1
-    );
-    assert_eq!(fixture.number("select count(*) from organizations where slug = 'gone'").await, 0);
-    assert_eq!(fixture.number("select count(*) from audit_log where action = 'organization.delete'").await, 2);
-    assert_eq!(
-        fixture.number("select count(*) from tenant_keys").await,
-        1,
-        "a deleted organization takes its key along"
-    );
-
-    // The next one of the same name is another organization, with roles and a key of its own.
-    let successor = tenant("kept");
-    fixture.ensure(&successor).await.unwrap();
-    remove(&fixture.pool, kept.id, "kept", DeletionPolicy::Retain, &fixture.metrics).await.unwrap();
-    assert_eq!(fixture.number("select count(*) from pg_roles where rolname ~ '^org_kept'").await, 2, "the successor's");
-    let owner: Uuid = {
-        let mut admin = PgConnection::connect(&fixture.database.admin_url()).await.unwrap();
-        sqlx::query_scalar("select org_id from tenant_roles where role_name = 'org_kept'")
-            .fetch_one(&mut admin)
-            .await
-            .unwrap()
-    };
-    assert_eq!(owner, successor.id);
 }
 
 #[tokio::test]

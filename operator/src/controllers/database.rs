@@ -2,10 +2,12 @@
 //! reconciled; what belongs to an Organization that is gone is removed.
 use crate::{
     context::Context,
+    controllers::organization::offboard,
     records::{self, LiveOrganization, Snapshot},
-    tenancy::{self, names::TenantRoles, roles},
+    tenancy::{self, names::TenantRoles, offboarding::Leaving, roles},
 };
 use agentapi_crds::{Organization, common::DeletionPolicy, conditions::DATABASE_READY};
+use k8s_openapi::jiff::Timestamp;
 use kube::{Api, ResourceExt, runtime::reflector::ObjectRef};
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -55,11 +57,32 @@ async fn look(context: &Context, snapshot: &Snapshot) {
             let _ = context.triggers.organizations.unbounded_send(ObjectRef::from_obj(&**organization));
         }
     }
-    for row in &snapshot.organizations {
-        let known = organizations.iter().any(|organization| is(organization, row));
-        if !known && is_gone(context, row).await {
-            sweep(context, row).await;
+    let now = context.now();
+    let mut left: Vec<Leaving> = snapshot.organizations.iter().map(|row| abandoned(row, now)).collect();
+    match tenancy::offboarding::unfinished(&context.database).await {
+        // What has begun goes on as it began.
+        Ok(begun) => {
+            left.retain(|row| begun.iter().all(|other| other.id != row.id));
+            left.extend(begun);
         }
+        Err(error) => tracing::warn!(%error, "can't look for unfinished offboardings"),
+    }
+    for leaving in left {
+        let known = organizations.iter().any(|it| it.uid().is_some_and(|uid| uid == leaving.id.to_string()));
+        if !known && is_gone(context, &leaving).await {
+            sweep(context, &leaving).await;
+        }
+    }
+}
+
+/// An organization whose Organization went away without us: its sessions have had their time.
+fn abandoned(row: &LiveOrganization, now: Timestamp) -> Leaving {
+    Leaving {
+        id: row.id,
+        slug: row.slug.clone(),
+        policy: if row.deletes { DeletionPolicy::Delete } else { DeletionPolicy::Retain },
+        requested_at: now,
+        drain_until: now,
     }
 }
 
@@ -84,9 +107,9 @@ fn has_drifted(organization: &Organization, snapshot: &Snapshot) -> bool {
 }
 
 /// The watch may be behind: the API server has the last word.
-async fn is_gone(context: &Context, row: &LiveOrganization) -> bool {
-    match Api::<Organization>::all(context.client.clone()).get_metadata_opt(&row.slug).await {
-        Ok(live) => live.and_then(|live| live.uid()).is_none_or(|uid| uid != row.id.to_string()),
+async fn is_gone(context: &Context, leaving: &Leaving) -> bool {
+    match Api::<Organization>::all(context.client.clone()).get_metadata_opt(&leaving.slug).await {
+        Ok(live) => live.and_then(|live| live.uid()).is_none_or(|uid| uid != leaving.id.to_string()),
         Err(error) => {
             tracing::warn!(%error, "can't tell whether an Organization is gone");
             false
@@ -94,12 +117,11 @@ async fn is_gone(context: &Context, row: &LiveOrganization) -> bool {
     }
 }
 
-async fn sweep(context: &Context, row: &LiveOrganization) {
-    let policy = if row.deletes { DeletionPolicy::Delete } else { DeletionPolicy::Retain };
-    tracing::info!(organization = %row.slug, id = %row.id, "removing what is left of a deleted Organization");
-    let removed = tenancy::organization::remove(&context.database, row.id, &row.slug, policy, &context.metrics).await;
-    if let Err(error) = removed {
-        tracing::warn!(%error, organization = %row.slug, "can't remove it yet");
+async fn sweep(context: &Context, leaving: &Leaving) {
+    match offboard::advance(context, leaving).await {
+        Ok(None) => tracing::info!(organization = %leaving.slug, id = %leaving.id, "a deleted Organization is swept"),
+        Ok(Some(waits)) => tracing::debug!(organization = %leaving.slug, waits, "sweeping a deleted Organization"),
+        Err(error) => tracing::warn!(%error, organization = %leaving.slug, "can't sweep it yet"),
     }
 }
 
@@ -111,7 +133,6 @@ mod tests {
         status::{Progress, status},
         tests::acme,
     };
-    use k8s_openapi::jiff::Timestamp;
 
     fn in_place() -> Organization {
         let mut organization = acme();

@@ -3,6 +3,7 @@
 pub mod credentials;
 pub mod keys;
 pub mod names;
+pub mod offboarding;
 pub mod organization;
 pub mod roles;
 

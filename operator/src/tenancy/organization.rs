@@ -1,5 +1,5 @@
-//! An organization in Postgres: its row, roles, grants and data keys, made and removed in one
-//! transaction each, with the audit row that records it.
+//! An organization in Postgres: its row, roles, grants and data keys, made in one
+//! transaction, with the audit row that records it.
 use super::{
     Result, credentials, failed,
     keys::{self, DataKeys},
@@ -119,7 +119,18 @@ impl Changes<'_> {
 
 /// Whether the row is new.
 async fn write_row(tx: &mut PgConnection, tenant: &Tenant, changes: &mut Changes<'_>) -> Result<bool> {
-    // A predecessor of the same name whose removal did not reach Postgres.
+    // A predecessor of the same name whose removal did not reach Postgres: the sweep takes it from here.
+    sqlx::query(
+        "insert into offboardings (org_id, org_slug, deletion_policy, requested_at, drain_until)
+         select id, slug, deletion_policy, now(), now() from organizations
+         where slug = $1 and id <> $2 and deleted_at is null
+         on conflict (org_id) do nothing",
+    )
+    .bind(&tenant.slug)
+    .bind(tenant.id)
+    .execute(&mut *tx)
+    .await
+    .map_err(failed("begin the offboarding of a predecessor"))?;
     let superseded: Vec<Uuid> = sqlx::query_scalar(
         "update organizations set deleted_at = now() where slug = $1 and id <> $2 and deleted_at is null returning id",
     )
@@ -236,53 +247,6 @@ pub async fn opens_login(pool: &PgPool, tenant: &Tenant, password: &SecretString
         // Too many connections, a server that starts: nothing about the password.
         Err(error) => (error.as_database_error()?.code()? == "28P01").then_some(false),
     }
-}
-
-/// Take the organization out: no role can be taken on any more, and the rows are retained or deleted.
-/// Does nothing when it is out already.
-pub async fn remove(pool: &PgPool, id: Uuid, slug: &str, policy: DeletionPolicy, metrics: &Metrics) -> Result<()> {
-    let roles = TenantRoles::of(slug)?;
-    let mut tx = pool.begin().await.map_err(failed("begin a transaction"))?;
-    let successor: bool = sqlx::query_scalar(
-        "select exists (select 1 from organizations where slug = $1 and id <> $2 and deleted_at is null)",
-    )
-    .bind(slug)
-    .bind(id)
-    .fetch_one(&mut *tx)
-    .await
-    .map_err(failed("look for a successor"))?;
-    // Locked before the head of its audit log, as whoever creates a session does it.
-    let live = sqlx::query("select 1 from organizations where id = $1 and (deleted_at is null or $2) for update")
-        .bind(id)
-        .bind(policy == DeletionPolicy::Delete)
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(failed("read the organization's row"))?;
-    // The roles belong to the name; when a successor has it they are the successor's.
-    if !successor {
-        sqlx::query("delete from tenant_roles where org_id = $1")
-            .bind(id)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("remove the tenant's roles"))?;
-        for role in [&roles.tenant, &roles.read] {
-            sqlx::query(AssertSqlSafe(format!("drop role if exists {role}")))
-                .execute(&mut *tx)
-                .await
-                .map_err(failed("drop the tenant's roles"))?;
-        }
-    }
-    if live.is_some() {
-        let detail = json!({"deletionPolicy": policy_word(policy)});
-        audit(&mut tx, id, slug, "organization.delete", detail).await?;
-        let statement = match policy {
-            DeletionPolicy::Retain => "update organizations set deleted_at = now() where id = $1",
-            DeletionPolicy::Delete => "delete from organizations where id = $1",
-        };
-        sqlx::query(statement).bind(id).execute(&mut *tx).await.map_err(failed("remove the organization's rows"))?;
-        metrics.changed_database("organization");
-    }
-    tx.commit().await.map_err(failed("commit"))
 }
 
 pub(super) async fn audit(tx: &mut PgConnection, id: Uuid, slug: &str, action: &str, detail: Value) -> Result<()> {

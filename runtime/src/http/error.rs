@@ -189,6 +189,10 @@ impl From<StoreError> for Problem {
             StoreError::TenantGone => {
                 Self::unauthorized(Some("invalid_token"), "the organization no longer exists".to_owned())
             }
+            StoreError::Leaving => {
+                let detail = "Your organization is being deleted and takes no new sessions; ask your platform team.";
+                Self::new(StatusCode::CONFLICT, "organization-leaving", "Organization is being deleted", detail)
+            }
             StoreError::Value(error) => {
                 tracing::info!(%error, "the database refuses a value");
                 let detail = "The request holds a value that cannot be stored: a NUL character, or something too long.";

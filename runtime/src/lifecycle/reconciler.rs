@@ -22,6 +22,8 @@ const ORPHAN_ROUNDS: u32 = 2;
 /// What the leader remembers from round to round; a new leader begins with nothing, which costs it one more write.
 #[derive(Default)]
 struct Memory {
+    /// The organization at hand is being deleted, and its sessions have had their time.
+    drained: bool,
     orphans: HashMap<Uuid, u32>,
     renewed: HashMap<Uuid, Instant>,
 }
@@ -74,9 +76,11 @@ async fn lead(lifecycle: &Lifecycle, current: Option<Leadership>) -> Option<Lead
 async fn round(lifecycle: &Arc<Lifecycle>, memory: &mut Memory) -> Result<(), LifecycleError> {
     let mut per_phase: BTreeMap<&str, i64> =
         [Phase::Pending, Phase::Starting, Phase::Running, Phase::Terminating].map(|phase| (phase.as_str(), 0)).into();
+    let drained = lifecycle.store.drained().await?;
     let mut next = Memory::default();
     for organization in lifecycle.store.organizations().await? {
         let organization = Arc::new(organization);
+        next.drained = drained.contains(&organization.id);
         // One tenant's trouble must not keep the loop from the others.
         match tenant(lifecycle, &organization, memory, &mut next).await {
             Ok(sessions) => {
@@ -116,7 +120,12 @@ async fn tenant(
     for session in &sessions {
         let pod = by_session.remove(&session.id);
         let rekeyed = lifecycle.keep_keys(organization, session, pod.as_ref(), memory.renewed.get(&session.id)).await;
-        session_step(lifecycle, organization, session, pod).await?;
+        if next.drained && session.phase != Phase::Terminating {
+            let (scope, origin) = (TenantScope::system(organization), Origin::system("sessions"));
+            lifecycle.end(&scope, organization, session.id, "organization-deleted", &origin).await?;
+        } else {
+            session_step(lifecycle, organization, session, pod).await?;
+        }
         if let Some(at) = rekeyed {
             next.renewed.insert(session.id, at);
         }

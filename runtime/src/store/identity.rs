@@ -1,6 +1,8 @@
 //! Organizations as the API knows them before it has a tenant: how to tell whose token this is, and which database
 //! role to take on. May touch: the view `app.tenants`.
 
+use std::collections::HashSet;
+
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
@@ -66,6 +68,12 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         Ok(rows.iter().map(Organization::from_row).collect::<Result<_, _>>()?)
+    }
+
+    /// Organizations that are being deleted and whose sessions have had their time.
+    pub async fn drained(&self) -> Result<HashSet<Uuid>, StoreError> {
+        let ids = sqlx::query_scalar("select org_id from app.draining where drain_until <= now()");
+        Ok(ids.fetch_all(&self.pool).await?.into_iter().collect())
     }
 
     /// The organization with this slug.

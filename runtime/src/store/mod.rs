@@ -41,6 +41,9 @@ pub enum StoreError {
     /// The tenant's role is gone: the organization was deleted.
     #[error("the organization's database role no longer exists")]
     TenantGone,
+    /// The organization is being deleted and takes no new sessions.
+    #[error("the organization is being deleted")]
+    Leaving,
     /// A value that came from outside and that Postgres cannot hold, such as text with a NUL byte.
     #[error("the database cannot hold this value: {0}")]
     Value(sqlx::Error),
@@ -60,6 +63,7 @@ impl From<sqlx::Error> for StoreError {
             }
             sqlx::Error::Database(database) => match database.code().as_deref() {
                 Some(code) if is_away(code) => Self::Unavailable(error),
+                Some("55000") if database.constraint() == Some("sessions_not_while_draining") => Self::Leaving,
                 // Data exceptions, and what a check or a length refuses.
                 Some(code) if code.starts_with("22") || code == "23514" => Self::Value(error),
                 _ => Self::Database(error),

@@ -102,6 +102,8 @@ impl World {
                  values ('{org}', gen_random_uuid(), 'crd', 'crd', 'team-{org}', 'stdio')",
                 "insert into prompt_policies (id, org_id, scope, name, k8s_namespace, template)
                  values (gen_random_uuid(), '{org}', 'Organization', 'own', 'team-{org}', 'be kind')",
+                "insert into offboardings (org_id, org_slug, deletion_policy, requested_at, drain_until)
+                 select id, slug, 'Retain', now(), now() from organizations where id = '{org}'",
                 "insert into audit_checkpoints (org_id, seq, hash, at, kid, public_key, statement)
                  values ('{org}', 1, sha256(''), now(), 'k', sha256(''), 'x')",
             ] {

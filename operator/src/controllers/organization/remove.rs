@@ -1,45 +1,78 @@
-//! Deleting an Organization: no one can take on its roles any more, then its namespace goes, then the
-//! finalizer. Nothing here waits for ever: after the deadline the object goes although Postgres did not
-//! answer, and the sweep (`controllers::database`) finishes in Postgres what is left, by the deletion policy
-//! that is stored in the organization's row.
-use super::{SOON, status::Progress, validate::validate, write_status};
+//! Deleting an Organization: it takes no new sessions, those that run get their grace period, then everything goes
+//! (`offboard`), then the finalizer. Nothing here waits for ever: after the deadline the object goes although Postgres
+//! did not answer, and the sweep (`controllers::database`) finishes in Postgres what is left.
+use super::{SOON, offboard, status::Progress, validate::validate, write_status};
 use crate::{
     context::{Context, jittered},
     error::{Error, Result},
-    tenancy,
+    tenancy::{
+        self,
+        offboarding::{FLUSH, Leaving},
+    },
 };
 use agentapi_crds::{Organization, conditions::reason, names};
-use k8s_openapi::{
-    api::core::v1::Namespace,
-    jiff::{SignedDuration, Timestamp},
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::{
+    Api, Resource, ResourceExt,
+    runtime::{
+        controller::Action,
+        events::{Event, EventType},
+    },
 };
-use kube::{Api, ResourceExt, runtime::controller::Action};
-
-use super::dereference::{self, NamespaceState};
 
 /// One step of the removal.
 pub async fn remove(organization: &Organization, context: &Context) -> Result<Action> {
     if !organization.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER) {
         return Ok(Action::await_change());
     }
-    let in_cluster = remove_namespace(organization, context).await?;
-    let in_postgres = remove_from_postgres(organization, context).await;
-    if in_cluster.is_none() && in_postgres.is_none() {
+    let Ok(tenant) = validate(organization) else {
+        // It never came into being.
         return release(organization, context).await;
-    }
-    if overdue(organization, context.now(), context.config.deletion_deadline_seconds) {
-        tracing::warn!(organization = %organization.name_any(), ?in_cluster, ?in_postgres,
+    };
+    let requested_at = organization.metadata.deletion_timestamp.as_ref().map_or(context.now(), |time| time.0);
+    let leaving = Leaving {
+        id: tenant.id,
+        slug: tenant.slug,
+        policy: tenant.deletion_policy,
+        requested_at,
+        drain_until: requested_at + grace(organization),
+    };
+    let left = match offboard::advance(context, &leaving).await {
+        Ok(Some(left)) => Some((left, "the roles go when it is gone".to_owned())),
+        // Also without Postgres, for an organization that was never in it.
+        Ok(None) => offboard::remove_namespace(context, &leaving).await?.map(|left| (left, "all is done".to_owned())),
+        Err(Error::Database(error)) => Some(without_postgres(context, &leaving, &error).await?),
+        Err(error) => return Err(error),
+    };
+    let Some((in_cluster, in_postgres)) = left else {
+        tell_the_end(organization, context, &leaving).await;
+        return release(organization, context).await;
+    };
+    let patience = SignedDuration::from_secs(i64::from(context.config.deletion_deadline_seconds));
+    if is_overdue(&leaving, context.now(), patience) {
+        tracing::warn!(organization = %leaving.slug, in_cluster, in_postgres,
             "the deadline of the deletion has passed; what is left is swept later");
         return release(organization, context).await;
     }
-    let progress = |left: Option<String>, done: &str| match left {
-        Some(left) => Progress::Waiting(reason::DELETING, left),
-        None => Progress::Waiting(reason::DELETING, done.to_owned()),
-    };
-    let namespace = progress(in_cluster, "the namespace is gone");
-    let database = progress(in_postgres, "the roles are gone");
-    write_status(organization, context, &namespace, &database, None).await?;
+    let waiting = |what| Progress::Waiting(reason::DELETING, what);
+    write_status(organization, context, &waiting(in_cluster), &waiting(in_postgres), None).await?;
     Ok(Action::requeue(jittered(SOON)))
+}
+
+/// The namespace does not wait for Postgres longer than the sessions in it may go on.
+async fn without_postgres(context: &Context, leaving: &Leaving, error: &tenancy::Error) -> Result<(String, String)> {
+    tracing::warn!(%error, organization = %leaving.slug, "can't remove the organization from Postgres yet");
+    let in_cluster = if context.now() < leaving.drain_until + FLUSH {
+        Some(format!("sessions may go on until {}", leaving.drain_until))
+    } else {
+        offboard::remove_namespace(context, leaving).await?
+    };
+    let in_postgres = format!(
+        "waits for Postgres ({error}); {} s after the sessions' time the Organization goes anyway, and what is left in \
+         Postgres is removed when it is back",
+        context.config.deletion_deadline_seconds
+    );
+    Ok((in_cluster.unwrap_or_else(|| "the namespace is gone".to_owned()), in_postgres))
 }
 
 async fn release(organization: &Organization, context: &Context) -> Result<Action> {
@@ -48,64 +81,46 @@ async fn release(organization: &Organization, context: &Context) -> Result<Actio
     Ok(Action::await_change())
 }
 
-/// What is left in the cluster.
-async fn remove_namespace(organization: &Organization, context: &Context) -> Result<Option<String>> {
-    let name = names::tenant_namespace(&organization.name_any());
-    let namespaces = Api::<Namespace>::all(context.client.clone());
-    match dereference::namespace_state(context, &name).await? {
-        NamespaceState::Foreign => Ok(None),
-        NamespaceState::Terminating => Ok(Some(format!("waits for namespace {name} to go"))),
-        NamespaceState::Ours => {
-            let live =
-                namespaces.get_metadata_opt(&name).await.map_err(|e| Error::kube("get", "Namespace", &name, e))?;
-            if live.is_none() {
-                return Ok(None);
-            }
-            context.applier.delete(&namespaces, &name).await?;
-            Ok(Some(format!("waits for namespace {name} to go")))
-        }
+async fn tell_the_end(organization: &Organization, context: &Context, leaving: &Leaving) {
+    let event = Event {
+        type_: EventType::Normal,
+        reason: "OffboardingCompleted".into(),
+        note: Some(format!("the receipt is in ConfigMap {}", offboard::receipt_name(leaving))),
+        action: "Delete".into(),
+        secondary: None,
+    };
+    if let Err(error) = context.recorder.publish(&event, &organization.object_ref(&())).await {
+        tracing::warn!(%error, "can't publish an Event");
     }
 }
 
-/// What is left in Postgres.
-async fn remove_from_postgres(organization: &Organization, context: &Context) -> Option<String> {
-    let Ok(tenant) = validate(organization) else { return None };
-    let removed = tenancy::organization::remove(
-        &context.database,
-        tenant.id,
-        &tenant.slug,
-        tenant.deletion_policy,
-        &context.metrics,
-    )
-    .await;
-    removed.err().map(|error| {
-        tracing::warn!(%error, "can't remove the organization from Postgres yet");
-        format!(
-            "waits for Postgres ({error}); after {} s the Organization goes anyway and the roles are removed later",
-            context.config.deletion_deadline_seconds
-        )
-    })
+/// How long sessions may go on.
+fn grace(organization: &Organization) -> SignedDuration {
+    SignedDuration::from_secs(i64::from(organization.spec.drain_grace_period_seconds))
 }
 
-fn overdue(organization: &Organization, now: Timestamp, seconds: u32) -> bool {
-    let since = organization.metadata.deletion_timestamp.as_ref().map_or(now, |time| time.0);
-    now.duration_since(since) >= SignedDuration::from_secs(i64::from(seconds))
+fn is_overdue(leaving: &Leaving, now: Timestamp, patience: SignedDuration) -> bool {
+    now.duration_since(leaving.drain_until) >= patience
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::controllers::organization::tests::acme;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use agentapi_crds::common::DeletionPolicy;
 
     #[test]
-    fn the_deadline_counts_from_the_deletion() {
-        let mut organization = acme();
+    fn the_deadline_counts_from_the_end_of_the_grace_period() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        assert!(!overdue(&organization, at(1000), 10), "it is not being deleted");
-        organization.metadata.deletion_timestamp = Some(Time(at(1000)));
-        assert!(!overdue(&organization, at(1009), 10));
-        assert!(overdue(&organization, at(1010), 10));
+        let leaving = Leaving {
+            id: uuid::Uuid::nil(),
+            slug: "acme".into(),
+            policy: DeletionPolicy::Retain,
+            requested_at: at(1000),
+            drain_until: at(1030),
+        };
+        let patience = SignedDuration::from_secs(10);
+        assert!(!is_overdue(&leaving, at(1039), patience));
+        assert!(is_overdue(&leaving, at(1040), patience));
     }
 }
