@@ -190,12 +190,12 @@ async fn check_receipt(fixture: &Fixture, leaving: &Leaving, claims: &Value) {
     let actions = fixture
         .text(&format!(
             "select string_agg(replace(action, 'organization.', ''), ' ' order by seq) from audit_log
-             where org_id = '{id}' and action like 'organization.offboard%'"
+             where org_id = '{id}' and action ~ '^organization.(offboard|delete)'"
         ))
         .await;
     assert_eq!(
         actions,
-        "offboard.refuse offboard.drain offboard.namespace offboard.revoke offboard.keys offboard.rows offboarded"
+        "offboard.refuse offboard.drain offboard.namespace offboard.revoke offboard.keys offboard.rows delete"
     );
 }
 

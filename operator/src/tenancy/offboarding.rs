@@ -291,7 +291,7 @@ async fn receipt(
 ) -> Result<Outcome> {
     let digest = hex::encode(Sha256::digest(steps.to_string()));
     let detail = json!({ "deletionPolicy": policy_word(leaving.policy), "stepsSha256": digest });
-    audit(&mut tx, leaving.id, &leaving.slug, "organization.offboarded", detail).await?;
+    audit(&mut tx, leaving.id, &leaving.slug, "organization.delete", detail).await?;
     let (seq, hash): (i64, Vec<u8>) = sqlx::query_as("select seq, hash from audit_heads where org_id = $1")
         .bind(leaving.id)
         .fetch_one(&mut *tx)

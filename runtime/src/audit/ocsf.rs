@@ -55,6 +55,7 @@ const TABLE: &[(&str, Class, Activity, Severity, bool)] = &[
     ("organization.update", ApiActivity, UPDATE, Low, true),
     ("organization.repair", ApiActivity, UPDATE, Medium, true),
     ("organization.delete", ApiActivity, DELETE, Medium, true),
+    ("organization.rotate-data-key", ApiActivity, UPDATE, Low, true),
     ("organization.rotate-credentials", AccountChange, PASSWORD_CHANGE, Low, true),
     ("workspace.create", ApiActivity, CREATE, Low, true),
     ("workspace.update", ApiActivity, UPDATE, Low, true),
