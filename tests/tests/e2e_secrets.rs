@@ -12,7 +12,7 @@ use agentapi_tests::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::Method;
 use secrecy::ExposeSecret;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::time::Duration;
 use uuid::Uuid;
 
