@@ -11,6 +11,8 @@ pub mod controllers;
 pub mod drift;
 pub mod envelope;
 pub mod error;
+#[cfg(test)]
+mod fuzz;
 pub mod health;
 pub mod keys;
 pub mod lease;

@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
 
 /// How to log.
 #[derive(Debug, Clone, Args)]
@@ -30,8 +31,16 @@ pub struct LogError(String);
 
 /// Sets up the log of this process.
 pub fn init(config: &LogConfig) -> Result<(), LogError> {
+    init_to(config, std::io::stderr)
+}
+
+/// The same with another place to write to.
+pub fn init_to<W>(config: &LogConfig, writer: W) -> Result<(), LogError>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     let filter = EnvFilter::try_new(&config.log).map_err(|error| LogError(format!("AGENTAPI_LOG: {error}")))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     let done = match config.log_format {
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
         LogFormat::Text => builder.try_init(),

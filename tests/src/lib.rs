@@ -1,6 +1,8 @@
 //! Harness and tests against real parts: Postgres, API server, agents, OIDC.
 
 pub mod api;
+pub mod attack;
+pub mod chaos;
 pub mod chart;
 pub mod cluster;
 pub mod fakemodel;

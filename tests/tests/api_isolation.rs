@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use agentapi_tests::attack::openapi::{Operation, operations};
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::serve::{Platform, Replica, Tenant};
 use anyhow::{Context, Result};
@@ -25,15 +26,6 @@ async fn document(replica: &Replica) -> Result<Value> {
     replica.api(None)?.get("/openapi.json").await?.expect(200)
 }
 
-fn operations(document: &Value) -> Vec<(String, String, Value)> {
-    let paths = document["paths"].as_object().into_iter().flatten();
-    let operations = paths.flat_map(|(path, item)| {
-        let methods = item.as_object().into_iter().flatten();
-        methods.map(move |(method, operation)| (path.clone(), method.clone(), operation.clone()))
-    });
-    operations.filter(|(_, method, _)| METHODS.contains(&method.as_str())).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn every_route_with_an_id_is_404_for_other_organizations_and_other_users() -> Result<()> {
     let (platform, replica, acme) = platform().await?;
@@ -44,8 +36,11 @@ async fn every_route_with_an_id_is_404_for_other_organizations_and_other_users()
     assert_eq!(session["phase"], "Running");
     let id = session["id"].as_str().context("no id")?;
     let document = document(&replica).await?;
-    let paths: BTreeSet<String> =
-        operations(&document).into_iter().map(|(path, ..)| path).filter(|path| path.contains("{id}")).collect();
+    let paths: BTreeSet<String> = operations(&document)
+        .into_iter()
+        .map(|operation| operation.path)
+        .filter(|path| path.contains("{id}"))
+        .collect();
     assert!(paths.len() >= 7, "{paths:?}");
 
     let strangers = [("acme's admin", &acme.admin), ("acme's user", &acme.alice), ("globex's other user", &globex.bob)];
@@ -89,12 +84,12 @@ async fn every_route_with_an_id_is_404_for_other_organizations_and_other_users()
 async fn every_route_but_the_probes_wants_a_token() -> Result<()> {
     let (_platform, replica, _) = platform().await?;
     let api = replica.api(None)?;
-    for (path, method, operation) in operations(&document(&replica).await?) {
+    for Operation { path, method, description } in operations(&document(&replica).await?) {
         let method = Method::from_bytes(method.to_uppercase().as_bytes())?;
         let path = path.replace("{id}", &Uuid::now_v7().to_string());
         let answer = api.send(api.request(method.clone(), &path)).await?;
         // `security: [{}]` says in the document that a route is open.
-        let open = operation["security"] == json!([{}]);
+        let open = description["security"] == json!([{}]);
         assert_eq!(answer.status, if open { 200 } else { 401 }, "{method} {path}");
         assert_eq!(open, ["/live", "/ready", "/health"].contains(&path.as_str()), "{path}");
     }
@@ -110,7 +105,7 @@ async fn the_openapi_document_is_complete_and_consistent() -> Result<()> {
     let mut ids = BTreeSet::new();
     let operations = operations(&document);
     assert!(operations.len() >= 14);
-    for (path, method, operation) in &operations {
+    for Operation { path, method, description: operation } in &operations {
         let what = format!("{method} {path}");
         let id = operation["operationId"].as_str().context(what.clone())?;
         assert!(ids.insert(id.to_owned()), "{what}: operationId {id} is there twice");

@@ -36,6 +36,10 @@ enum Command {
     Test(test::Args),
     /// Measure on the running cluster.
     Bench(test::BenchArgs),
+    /// Kill every part of the running installation with SIGKILL and see that nothing acknowledged is lost.
+    Chaos(test::ChaosArgs),
+    /// Feed the parsers of what comes from outside with mutated inputs, for as long as you like.
+    Fuzz(test::FuzzArgs),
     /// Write the generated files again.
     Gen,
     /// Print an access token of the demo's identity provider.
@@ -52,6 +56,8 @@ fn main() -> anyhow::Result<()> {
         Command::Down => up::down(),
         Command::Test(args) => test::main(&args),
         Command::Bench(args) => test::bench(&args),
+        Command::Chaos(args) => test::chaos(&args),
+        Command::Fuzz(args) => test::fuzz(&args),
         Command::Gen => test::generate(),
         Command::Token(args) => up::token(&args),
         Command::Cluster(args) => cluster::main(&args),

@@ -9,6 +9,9 @@ use crate::{cluster, debian, paths, sh, up};
 /// The client of coder/agentapi that the conformance test drives, from PyPI.
 const CYBERIAN: &str = "cyberian==0.2.2";
 
+/// How long each fuzz target runs in `cargo xtask test`.
+const FUZZ_SECONDS: &str = "5";
+
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -44,7 +47,11 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         lint()?;
     }
     if wanted(Part::Fast) {
-        let env = [("HELM", cluster::helm()?), ("PROMTOOL", debian::unpacked("promtool", "prometheus")?)];
+        let env = [
+            ("HELM", cluster::helm()?),
+            ("PROMTOOL", debian::unpacked("promtool", "prometheus")?),
+            ("AGENTAPI_FUZZ_SECONDS", PathBuf::from(FUZZ_SECONDS)),
+        ];
         cargo("unit, property, database and API tests", &["test", "--workspace", "--all-targets"], &env)?;
     }
     if wanted(Part::Cluster) {
@@ -150,6 +157,40 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
     let runs = runs.to_string();
     let words = ["run", "--quiet", "-p", "agentapi-tests", "--bin", "session-bench", "--", "--runs", &runs];
     cargo("session create to agent ready", &words, &[("KUBECONFIG", paths::kubeconfig()?)])
+}
+
+/// Arguments of `cargo xtask chaos`.
+#[derive(clap::Args)]
+pub(crate) struct ChaosArgs {
+    /// How often each part is killed.
+    #[arg(long, default_value_t = 1)]
+    rounds: usize,
+}
+
+/// Runs the chaos suite against the cluster of `cargo xtask up`.
+pub(crate) fn chaos(args: &ChaosArgs) -> Result<()> {
+    let rounds = args.rounds.to_string();
+    let words = ["run", "--quiet", "-p", "agentapi-tests", "--bin", "chaos", "--", "--rounds", &rounds];
+    let env = [("KUBECONFIG", paths::kubeconfig()?), ("AGENTAPI_XTASK", std::env::current_exe()?)];
+    cargo("kill -9 of every part", &words, &env)
+}
+
+/// Arguments of `cargo xtask fuzz`.
+#[derive(clap::Args)]
+pub(crate) struct FuzzArgs {
+    /// Seconds of each target.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Only targets with this in their names, such as terminal.
+    target: Option<String>,
+}
+
+/// Runs the fuzz targets, which are unit tests in modules called `fuzz`.
+pub(crate) fn fuzz(args: &FuzzArgs) -> Result<()> {
+    let filter = args.target.as_deref().map_or_else(|| "fuzz::".to_owned(), |target| format!("fuzz::{target}"));
+    let words = ["test", "--workspace", "--features", "agentapi-tests/cluster", "--lib", "--", "--nocapture", &filter];
+    let seconds = PathBuf::from(args.seconds.to_string());
+    cargo(&format!("fuzz targets, {} s each", args.seconds), &words, &[("AGENTAPI_FUZZ_SECONDS", seconds)])
 }
 
 /// Writes the generated files again.

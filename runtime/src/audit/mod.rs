@@ -3,6 +3,8 @@
 
 pub mod chain;
 pub mod checkpoint;
+#[cfg(test)]
+mod fuzz;
 pub mod ocsf;
 pub mod proxies;
 pub mod verify;

@@ -283,3 +283,10 @@ fn usable(raw: HashMap<String, serde_json::Value>) -> Option<UsableKey> {
     let key = DecodingKey::from_jwk(&jwk).ok()?;
     Some(UsableKey { kid: jwk.common.key_id, algorithm, key })
 }
+
+/// Algorithms of the usable keys in a document, or the line where it stops being one; for the fuzz target.
+#[cfg(test)]
+pub(super) fn algorithms_in(document: &[u8]) -> Result<Vec<Algorithm>, usize> {
+    let set: RawSet = serde_json::from_slice(document).map_err(|error| error.column())?;
+    Ok(set.keys.into_iter().filter_map(usable).map(|key| key.algorithm).collect())
+}

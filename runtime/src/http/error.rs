@@ -156,6 +156,12 @@ impl Problem {
         self.header(ALLOW, methods)
     }
 
+    /// The text for people.
+    #[cfg(test)]
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// The response's status.
     pub fn status(&self) -> StatusCode {
         self.status

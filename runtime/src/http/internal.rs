@@ -91,6 +91,10 @@ pub async fn put_messages(
         let detail = format!("A message's id is 0 to {}, not {}.", MAX_MESSAGES - 1, bad.id);
         return Err(Problem::invalid_field("messages", detail));
     }
+    let mut ids = std::collections::HashSet::new();
+    if let Some(twice) = transcript.messages.iter().find(|message| !ids.insert(message.id)) {
+        return Err(Problem::invalid_field("messages", format!("Message {} is there twice.", twice.id)));
+    }
     let messages: Vec<Message> = transcript.messages.into_iter().map(Message::from).collect();
     tx.upsert_messages(id, &messages).await?;
     if session.phase == Phase::Running {

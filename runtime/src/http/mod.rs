@@ -5,6 +5,8 @@ mod client;
 pub mod docs;
 pub mod error;
 pub mod extract;
+#[cfg(test)]
+mod fuzz;
 pub mod health;
 pub mod internal;
 mod linger;

@@ -22,14 +22,14 @@ pub fn current() -> Option<String> {
 }
 
 /// An id from outside goes into logs and headers, so only plain characters are taken.
-fn sane(value: &HeaderValue) -> Option<&str> {
+pub(super) fn sane(value: &HeaderValue) -> Option<&str> {
     let text = value.to_str().ok()?;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':');
     (!text.is_empty() && text.len() <= MAX_LENGTH && text.bytes().all(plain)).then_some(text)
 }
 
 /// The trace id of a W3C `traceparent`, so that logs can be joined with the caller's trace.
-fn trace_id(value: &HeaderValue) -> Option<&str> {
+pub(super) fn trace_id(value: &HeaderValue) -> Option<&str> {
     let trace = value.to_str().ok()?.split('-').nth(1)?;
     (trace.len() == 32 && trace.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(trace)
 }

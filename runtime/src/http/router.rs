@@ -7,7 +7,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, put};
 use http::HeaderValue;
-use http::header::{CACHE_CONTROL, HeaderName, X_CONTENT_TYPE_OPTIONS};
+use http::header::{CACHE_CONTROL, CONNECTION, HeaderName, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ComponentsBuilder, InfoBuilder, OpenApi, OpenApiBuilder, SecurityRequirement, Server};
@@ -101,8 +101,14 @@ fn surrounded(router: Router<App>, app: &App) -> Router {
 
 /// No sniffing; and nothing of a tenant in a shared cache, unless a handler says otherwise.
 async fn defensive_headers(request: axum::extract::Request, next: axum::middleware::Next) -> axum::response::Response {
+    // Whoever stands before this server may have understood another end of the body (RFC 9112, 6.1): what it takes for
+    // the rest of this request must not become the next one.
+    let ambiguous = request.headers().contains_key(TRANSFER_ENCODING);
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
+    if ambiguous {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     let defaults: [(HeaderName, &'static str); 2] = [(X_CONTENT_TYPE_OPTIONS, "nosniff"), (CACHE_CONTROL, "no-store")];
     for (name, value) in defaults {
         headers.entry(name).or_insert(HeaderValue::from_static(value));

@@ -8,6 +8,8 @@ mod claiming;
 mod config;
 mod events;
 mod format;
+#[cfg(test)]
+mod fuzz;
 mod host;
 mod http;
 mod messages;

@@ -59,7 +59,8 @@ impl Host {
     /// Sends a user message; returns once the agent has started on it.
     pub(super) async fn send_user(self: &Arc<Self>, content: &str) -> Result<(), SendError> {
         let content = content.trim().to_owned();
-        if content.is_empty() {
+        // Also when nothing is left to type: the agent would be waited for in vain.
+        if typed(&content).trim().is_empty() {
             return Err(SendError::Empty);
         }
         let host = Arc::clone(self);
@@ -78,7 +79,10 @@ impl Host {
                 host.refresh(&mut inner);
                 Sending(&host)
             };
-            host.type_message(&content, sending).await
+            host.type_message(&content, sending).await?;
+            // What is answered is kept: on disk before the client hears of it.
+            host.persist().await;
+            Ok(())
         })
         .await
         .map_err(|_| SendError::Interrupted)?
@@ -158,10 +162,9 @@ impl Host {
         Ok(())
     }
 
-    /// The bytes that type a message. Control characters can't be part of it: they would end the paste or be commands.
+    /// The bytes that type a message.
     fn keystrokes(&self, content: &str, frame: &Frame) -> Vec<u8> {
-        let clean = |c: &char| matches!(c, '\n' | '\t') || !c.is_control();
-        let text: String = content.replace("\r\n", "\n").replace('\r', "\n").chars().filter(clean).collect();
+        let text = typed(content);
         if self.profile.input.paste == Paste::Always || frame.bracketed_paste {
             format!("\x1b[200~{text}\x1b[201~").into_bytes()
         } else {
@@ -180,6 +183,12 @@ impl Host {
             }
         }
     }
+}
+
+/// A message without control characters: they would end the paste or be commands.
+fn typed(content: &str) -> String {
+    let clean = |c: &char| matches!(c, '\n' | '\t') || !c.is_control();
+    content.replace("\r\n", "\n").replace('\r', "\n").chars().filter(clean).collect()
 }
 
 /// Waits until the screen differs from `from`. False when it still does not at the deadline.

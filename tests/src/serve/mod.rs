@@ -4,10 +4,13 @@
 pub mod idp;
 pub mod pods;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentapi_crds::names::SESSION_PORT;
+use agentapi_runtime::auth::session_token::SessionTokens;
 use agentapi_runtime::config::ServeConfig;
 use agentapi_runtime::metrics::Metrics;
 use agentapi_runtime::serve::{Addresses, Server};
@@ -84,7 +87,7 @@ impl Platform {
 
     /// A configuration whose listeners are on free loopback ports and whose clocks are quick.
     pub fn config(&self) -> ServeConfig {
-        let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         ServeConfig {
             database_url: SecretString::from(self.db.runtime_url()),
             session_signing_key_file: self.signing_key.clone(),
@@ -156,6 +159,21 @@ impl Platform {
     /// A good token.
     pub fn token(&self, slug: &str, subject: &str, role: &str) -> Result<String> {
         self.key.sign(&self.claims(slug, subject, role))
+    }
+
+    /// The tokens between the API and its session pods.
+    pub fn session_tokens(&self) -> Result<SessionTokens> {
+        Ok(SessionTokens::from_file(&self.signing_key)?)
+    }
+
+    /// The address of a session's pod.
+    pub async fn pod_address(&self, session: &str) -> Result<SocketAddr> {
+        let mut connection = PgConnection::connect(&self.db.admin_url()).await?;
+        let ip: String = sqlx::query_scalar("select pod_ip from sessions where id = $1::uuid")
+            .bind(session)
+            .fetch_one(&mut connection)
+            .await?;
+        Ok(SocketAddr::new(ip.parse()?, SESSION_PORT))
     }
 
     /// Claims of a good token.

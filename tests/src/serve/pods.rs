@@ -105,10 +105,23 @@ impl ProcessPods {
 
     /// The token in a session's Secret.
     pub fn session_token(&self, session: Uuid) -> Result<String> {
+        Ok(std::fs::read_to_string(self.folder(session)?.join("secret/token"))?)
+    }
+
+    /// What the pods' session hosts have logged, for looking for panics.
+    pub fn logs(&self) -> Result<String> {
+        let mut logs = String::new();
+        for entry in std::fs::read_dir(self.folder.path())? {
+            logs.push_str(&std::fs::read_to_string(entry?.path().join("log")).unwrap_or_default());
+        }
+        Ok(logs)
+    }
+
+    /// The folder of a session's pod, with `workspace` and `state` in it.
+    pub fn folder(&self, session: Uuid) -> Result<PathBuf> {
         let state = self.state();
         let name = state.running.iter().find(|(_, it)| it.session == Some(session)).map(|(name, _)| name);
-        let name = name.context("the session has no pod")?;
-        Ok(std::fs::read_to_string(self.folder.path().join(name).join("secret/token"))?)
+        Ok(self.folder.path().join(name.context("the session has no pod")?))
     }
 
     /// How many pods there are.

@@ -208,9 +208,9 @@ fn environment(workspace: &Workspace, surroundings: &Surroundings) -> Vec<EnvVar
     variables
 }
 
-/// Kubernetes expands `$(NAME)` in values; what people wrote is meant as it stands.
+/// Kubernetes expands `$(NAME)` and halves `$$` in values; what people wrote is meant as it stands.
 fn dollars_doubled(value: &str) -> String {
-    value.replace("$(", "$$(")
+    value.replace('$', "$$")
 }
 
 fn probe(path: &str, period: i32, failures: i32) -> Probe {
@@ -372,10 +372,11 @@ mod tests {
     #[test]
     fn values_of_the_environment_are_not_expanded_by_kubernetes() {
         let mut workspace = web();
-        workspace.spec.agent.env = serde_json::from_value(json!([{"name": "X", "value": "$(HOME) costs $5"}])).unwrap();
+        workspace.spec.agent.env =
+            serde_json::from_value(json!([{"name": "X", "value": "$(HOME) $$(HOME) costs $5"}])).unwrap();
         let variables = environment(&workspace, &surroundings());
         let x = variables.iter().find(|variable| variable.name == "X").unwrap();
-        assert_eq!(x.value.as_deref(), Some("$$(HOME) costs $5"));
+        assert_eq!(x.value.as_deref(), Some("$$(HOME) $$$$(HOME) costs $$5"));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::http::extract::ApiJson;
 use crate::lifecycle::Launch;
 use crate::store::sessions::{Phase, QuotaExceeded, Session};
 
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
+pub(in crate::http) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const MAX_KEY_LENGTH: usize = 255;
 const MAX_ENV_VARIABLES: usize = 100;
 const MAX_ENV_BYTES: usize = 128 * 1024;
@@ -57,7 +57,7 @@ pub struct CreateSession {
 }
 
 impl CreateSession {
-    fn validate(&self) -> Result<(), Problem> {
+    pub(in crate::http) fn validate(&self) -> Result<(), Problem> {
         if self.env.len() > MAX_ENV_VARIABLES {
             return Err(Problem::invalid_field("env", format!("At most {MAX_ENV_VARIABLES} variables are taken.")));
         }
@@ -110,7 +110,7 @@ impl CreateSession {
     }
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+pub(in crate::http) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let Some(value) = headers.get(IDEMPOTENCY_KEY) else {
         return Ok(None);
     };
@@ -255,7 +255,7 @@ async fn decide(
 }
 
 /// `Prefer: wait=<seconds>` (RFC 7240).
-fn preferred_wait(headers: &HeaderMap) -> Duration {
+pub(in crate::http) fn preferred_wait(headers: &HeaderMap) -> Duration {
     let prefer = headers.get("prefer").and_then(|value| value.to_str().ok()).unwrap_or_default();
     let seconds = prefer.split(',').find_map(|part| part.trim().strip_prefix("wait=")?.parse::<u64>().ok());
     seconds.map_or(Duration::ZERO, Duration::from_secs).min(MAX_WAIT)

@@ -121,7 +121,7 @@ pub struct ListQuery {
     cursor: Option<String>,
 }
 
-fn decode_cursor(cursor: &str) -> Result<Uuid, Problem> {
+pub(in crate::http) fn decode_cursor(cursor: &str) -> Result<Uuid, Problem> {
     let bytes = URL_SAFE_NO_PAD.decode(cursor).ok();
     bytes
         .and_then(|bytes| Uuid::from_slice(&bytes).ok())

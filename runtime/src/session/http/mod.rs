@@ -3,7 +3,7 @@
 mod problem;
 mod requests;
 mod streams;
-mod upload;
+pub(super) mod upload;
 
 use std::sync::Arc;
 

@@ -35,6 +35,12 @@ pub(super) async fn upload(
     let stored = tokio::task::spawn_blocking(move || store(&workdir, &name, &content)).await;
     match stored {
         Ok(Ok(path)) => Ok(Json(json!({ "ok": true, "filePath": path }))),
+        // The agent has put something of its own where uploads go; it can take it away again.
+        Ok(Err(Errno::LOOP | Errno::NOTDIR | Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY | Errno::ACCESS)) => {
+            let detail =
+                "the agent has replaced the uploads folder or the file by something else; remove it and try again";
+            Err(Problem::new(StatusCode::CONFLICT, "upload-blocked", detail))
+        }
         Ok(Err(error)) => {
             tracing::error!(%error, "an upload could not be stored");
             let detail = "the file could not be stored in the working folder; is it full or was uploads replaced?";
@@ -79,12 +85,17 @@ fn too_large() -> Problem {
 /// A plain file name: the last part of what the client sent, nothing that means a folder or hides.
 fn file_name(sent: &str) -> String {
     let base = sent.rsplit(['/', '\\']).next().unwrap_or_default();
-    let clean: String = base.chars().filter(|c| !c.is_control()).collect();
+    let clean: String = base.chars().filter(|c| !c.is_control() && !turns_text(*c)).collect();
     let mut name = clean.trim().trim_start_matches('.').to_owned();
     while name.len() > MAX_NAME_BYTES {
         name.pop();
     }
     if name.is_empty() { "file".to_owned() } else { name }
+}
+
+/// Characters with which a name is read in another order than it is written: `gpj.exe` as `exe.jpg`.
+fn turns_text(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}')
 }
 
 /// Stores the file in a folder named after its content, so that equal names do not replace each other. Every
@@ -119,6 +130,17 @@ fn subfolder(parent: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
     openat(parent, name, flags, Mode::empty())
 }
 
+/// Reads a form as the handler does, for the fuzz target.
+#[cfg(test)]
+pub(in crate::session) async fn parse_form(body: Vec<u8>, boundary: &str) -> Result<(String, Vec<u8>), StatusCode> {
+    use axum::{extract::FromRequest, response::IntoResponse};
+    let mut request = axum::extract::Request::new(axum::body::Body::from(body));
+    let kind = format!("multipart/form-data; boundary={boundary}");
+    request.headers_mut().insert("content-type", kind.parse().map_err(|_| StatusCode::IM_A_TEAPOT)?);
+    let multipart = Multipart::from_request(request, &()).await.map_err(|error| error.status())?;
+    file_field(multipart).await.map_err(|problem| problem.into_response().status())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -135,6 +157,7 @@ mod tests {
             (".bashrc", "bashrc"),
             ("a\0b\n.txt", "ab.txt"),
             ("日本.txt", "日本.txt"),
+            ("x\u{202e}gpj.exe", "xgpj.exe"),
         ] {
             assert_eq!(file_name(sent), expected, "{sent:?}");
         }
