@@ -90,6 +90,9 @@ impl vt100::Callbacks for Responder {
 /// The emulator.
 pub(super) struct Terminal {
     parser: vt100::Parser<Responder>,
+    /// Beginning of a character whose end has not arrived. The emulator would keep it too, but loses the character
+    /// after it when one more is cut off behind that.
+    partial: Vec<u8>,
 }
 
 impl Default for Terminal {
@@ -103,12 +106,16 @@ impl Terminal {
     pub(super) fn new() -> Self {
         let rows = NonZeroU16::new(ROWS).unwrap_or(NonZeroU16::MIN);
         let columns = NonZeroU16::new(COLUMNS).unwrap_or(NonZeroU16::MIN);
-        Self { parser: vt100::Parser::new_with_callbacks(rows, columns, SCROLLBACK_ROWS, Responder::default()) }
+        let parser = vt100::Parser::new_with_callbacks(rows, columns, SCROLLBACK_ROWS, Responder::default());
+        Self { parser, partial: Vec::new() }
     }
 
     /// Processes output of the program and returns what the terminal answers to it.
     pub(super) fn feed(&mut self, bytes: &[u8]) -> Vec<u8> {
-        self.parser.process(bytes);
+        let joined = [std::mem::take(&mut self.partial).as_slice(), bytes].concat();
+        let (whole, cut) = joined.split_at(joined.len() - cut_off(&joined));
+        self.parser.process(whole);
+        self.partial = cut.to_vec();
         std::mem::take(&mut self.parser.callbacks_mut().replies)
     }
 
@@ -141,6 +148,22 @@ impl Terminal {
     }
 }
 
+/// How many bytes at the end are the beginning of a character in UTF-8.
+fn cut_off(bytes: &[u8]) -> usize {
+    for length in 1..=bytes.len().min(3) {
+        let end = &bytes[bytes.len() - length..];
+        match end[0] {
+            0x80..=0xbf => {}
+            0xc0.. => {
+                let cut = std::str::from_utf8(end).is_err_and(|error| error.error_len().is_none());
+                return if cut { length } else { 0 };
+            }
+            _ => return 0,
+        }
+    }
+    0
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -170,6 +193,11 @@ mod tests {
             terminal.feed(&[*byte]);
         }
         assert_eq!(terminal.frame().lines, ["é你👍"]);
+        let mut terminal = Terminal::new();
+        for piece in [b"ma\xcc".as_slice(), b"\x810\xe5", b"\xad\x97\xff\xc3", b"x"] {
+            terminal.feed(piece);
+        }
+        assert_eq!(terminal.frame().lines, ["ma\u{301}0字\u{fffd}\u{fffd}x"]);
     }
 
     #[test]

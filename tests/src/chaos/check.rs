@@ -21,7 +21,7 @@ pub(super) async fn all(cluster: &Cluster, work: &Work) -> Result<usize> {
     })
     .await?;
     let found = messages(work).await? + audit(cluster, work)?;
-    tenants_apart(cluster)?;
+    tenants_apart(cluster, &work.run)?;
     let findings = sql(cluster, include_str!("../pg/catalogue.sql"))?;
     ensure!(findings.is_empty(), "the catalogue: {findings}");
     Ok(found)
@@ -52,23 +52,29 @@ async fn messages(work: &Work) -> Result<usize> {
 
 /// Every session that was created is in the audit log of its organization and in no other; each chain is whole.
 fn audit(cluster: &Cluster, work: &Work) -> Result<usize> {
+    // One statement, so that rows and heads are of the same moment.
     let lines = sql(
         cluster,
-        "select jsonb_build_object('org_id', org_id, 'seq', seq, 'org_slug', org_slug, 'at', at, 'db_role', db_role, 'actor', actor,
-                'action', action, 'target_kind', target_kind, 'target_id', target_id, 'request_id', request_id,
-                'source_ip', source_ip, 'user_agent', user_agent, 'detail', detail, 'config_digest', config_digest,
-                'prev_hash', encode(prev_hash, 'hex'), 'hash', encode(hash, 'hex'))
-         from audit_log order by org_id, seq",
+        "select line from (
+             select 0 as kind, org_id, seq, jsonb_build_object('org_id', org_id, 'seq', seq, 'org_slug', org_slug, 'at', at,
+                 'db_role', db_role, 'actor', actor, 'action', action, 'target_kind', target_kind, 'target_id', target_id,
+                 'request_id', request_id, 'source_ip', source_ip, 'user_agent', user_agent, 'detail', detail,
+                 'config_digest', config_digest, 'prev_hash', encode(prev_hash, 'hex'), 'hash', encode(hash, 'hex'))::text as line
+             from audit_log
+             union all
+             select 1, org_id, seq, concat_ws('|', org_id, seq, encode(hash, 'hex')) from audit_heads
+         ) as everything order by kind, org_id, seq",
     )?;
     let mut chains: BTreeMap<Uuid, Vec<Row>> = BTreeMap::new();
-    for line in lines.lines() {
-        let row: Row = serde_json::from_str(line).with_context(|| format!("audit row {line}"))?;
-        chains.entry(row.org_id).or_default().push(row);
-    }
     let mut heads = BTreeMap::new();
-    for line in sql(cluster, "select org_id, seq, encode(hash, 'hex') from audit_heads")?.lines() {
-        let [org, seq, hash] = line.split('|').collect::<Vec<_>>()[..] else { bail!("audit head {line}") };
-        heads.insert(org.parse::<Uuid>()?, Head { seq: seq.parse()?, hash: hash.to_owned() });
+    for line in lines.lines() {
+        if line.starts_with('{') {
+            let row: Row = serde_json::from_str(line).with_context(|| format!("audit row {line}"))?;
+            chains.entry(row.org_id).or_default().push(row);
+        } else {
+            let [org, seq, hash] = line.split('|').collect::<Vec<_>>()[..] else { bail!("audit head {line}") };
+            heads.insert(org.parse::<Uuid>()?, Head { seq: seq.parse()?, hash: hash.to_owned() });
+        }
     }
     for (organization, rows) in &chains {
         let mut verifier = Verifier::new(*organization);
@@ -92,7 +98,7 @@ fn audit(cluster: &Cluster, work: &Work) -> Result<usize> {
 
 /// For each foreign key between tables that have an organization: both ends are of the same one. The schema says so;
 /// this reads the rows.
-fn tenants_apart(cluster: &Cluster) -> Result<()> {
+fn tenants_apart(cluster: &Cluster, run: &str) -> Result<()> {
     let checks = sql(
         cluster,
         "select format('select %L, count(*) from %s a join %s b on %s where a.org_id is distinct from b.org_id',
@@ -115,8 +121,10 @@ fn tenants_apart(cluster: &Cluster) -> Result<()> {
     // What the conversations say is in the rows of their own tenants.
     let strayed = sql(
         cluster,
-        "select count(*) from messages m join organizations o on o.id = m.org_id
-         where (m.content like '%echo: % acme %' and o.slug <> 'acme') or (m.content like '%echo: % globex %' and o.slug <> 'globex')",
+        &format!(
+            "select count(*) from messages m join organizations o on o.id = m.org_id
+             where (m.content like '%{run} acme %' and o.slug <> 'acme') or (m.content like '%{run} globex %' and o.slug <> 'globex')"
+        ),
     )?;
     ensure!(strayed == "0", "{strayed} messages are in another tenant's rows");
     Ok(())

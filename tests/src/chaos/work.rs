@@ -32,7 +32,8 @@ pub(super) struct Work {
     pub(super) talks: Vec<Talk>,
     /// Sessions that were created: organization and id.
     pub(super) sessions: Vec<(&'static str, String)>,
-    run: String,
+    /// In every text of this run.
+    pub(super) run: String,
     count: u32,
 }
 
@@ -94,11 +95,14 @@ impl Work {
         self.count += 1;
         let (run, count) = (self.run.clone(), self.count);
         for talk in &mut self.talks {
-            let text = format!("echo: after {run} {} {count}", talk.organization);
-            eventually("a message is taken", limit, async || {
+            let mut attempt = 0;
+            let text = eventually("a message is taken", limit, async || {
+                // Another text each time: one that was not acknowledged may have arrived all the same.
+                attempt += 1;
+                let text = format!("echo: after {run} {} {count}.{attempt}", talk.organization);
                 let sent = tokio::time::timeout(Duration::from_secs(30), send(&talk.api, &talk.session, &text)).await;
                 Ok(match sent {
-                    Ok(Ok(answer)) => answer,
+                    Ok(Ok(answer)) => answer.map(|()| text),
                     Ok(Err(error)) => Err(format!("{error:#}")),
                     Err(_) => Err("no answer within 30 s".to_owned()),
                 })
