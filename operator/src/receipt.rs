@@ -79,7 +79,7 @@ pub fn verify(receipt: &str, public_key: &str) -> Result<Value, Error> {
     let key = URL_SAFE_NO_PAD.decode(public_key.trim()).ok().filter(|key| key.len() == 32).ok_or(Error::Key)?;
     let claims = signing::verify(Statement::Receipt, receipt.trim(), &key)?;
     let digest = hex::encode(Sha256::digest(claims["steps"].to_string()));
-    if claims["stepsSha256"] != digest { Err(Error::Digest) } else { Ok(claims) }
+    if claims["stepsSha256"] == digest { Ok(claims) } else { Err(Error::Digest) }
 }
 
 #[cfg(test)]

@@ -65,6 +65,39 @@ fn rotate(cluster: &Cluster, args: &[&str], annotation: &str) {
     cluster.kubectl(&[args, &[value.as_str(), "--overwrite"]].concat()).unwrap();
 }
 
+/// Asks for the session's status again and again; gives back what went wrong, and how often nothing did.
+async fn keep_asking(api: Api, id: String, stop: Arc<AtomicBool>) -> (Vec<String>, usize) {
+    let (mut failures, mut answered) = (Vec::new(), 0);
+    while !stop.load(Ordering::Relaxed) {
+        match api.get(&format!("/v1/sessions/{id}/status")).await {
+            Ok(answer) if answer.status == 200 => answered += 1,
+            Ok(answer) => failures.push(format!("{} {}", answer.status, answer.body)),
+            Err(error) => failures.push(format!("{error:#}")),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    (failures, answered)
+}
+
+/// There is one version more, and the new master key opens both.
+fn check_data_keys(old_data_key: &Data, old_master: &Data, data_key: &Data, master: &Data) {
+    let id_of = |key: &[u8]| agentapi_operator::envelope::MasterKey::new(key).unwrap().id().to_owned();
+    assert_eq!(text(data_key, "master-key-id"), id_of(&master["key"]));
+    let version = |data: &Data| text(data, "version").parse::<i32>().unwrap();
+    assert_eq!(version(data_key), version(old_data_key) + 1);
+    // The version before stays, and the new master key opens it, too.
+    let old = version(old_data_key);
+    assert_eq!(text(data_key, &format!("master-key-id.{old}")), id_of(&master["key"]));
+    let open = |keys: &Data, version: i32, wrapped: &str, by: &[u8]| {
+        let organization: Uuid = text(keys, "organization-id").parse().unwrap();
+        let key = agentapi_operator::envelope::MasterKey::new(by).unwrap();
+        secrecy::ExposeSecret::expose_secret(&key.unwrap(organization, version, &keys[wrapped]).unwrap()).to_owned()
+    };
+    let before = open(old_data_key, old, "wrapped", &old_master["key"]);
+    assert_eq!(open(data_key, old, &format!("wrapped.{old}"), &master["key"]), before);
+    assert_ne!(open(data_key, old + 1, "wrapped", &master["key"]), before);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_keys_rotate_while_a_session_is_in_use() {
     let cluster = Cluster::connect().unwrap();
@@ -84,21 +117,7 @@ async fn all_keys_rotate_while_a_session_is_in_use() {
     say("before-the-rotation").await;
 
     let stop = Arc::new(AtomicBool::new(false));
-    let client = tokio::spawn({
-        let (api, id, stop) = (api.clone(), id.clone(), stop.clone());
-        async move {
-            let (mut failures, mut answered) = (Vec::new(), 0);
-            while !stop.load(Ordering::Relaxed) {
-                match api.get(&format!("/v1/sessions/{id}/status")).await {
-                    Ok(answer) if answer.status == 200 => answered += 1,
-                    Ok(answer) => failures.push(format!("{} {}", answer.status, answer.body)),
-                    Err(error) => failures.push(format!("{error:#}")),
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            (failures, answered)
-        }
-    });
+    let client = tokio::spawn(keep_asking(api.clone(), id.clone(), stop.clone()));
 
     let old_signing = secret(&cluster, SYSTEM, names::SECRET_SESSION_SIGNING);
     let old_master = secret(&cluster, SYSTEM, names::SECRET_MASTER_KEY);
@@ -138,22 +157,8 @@ async fn all_keys_rotate_while_a_session_is_in_use() {
     .await
     .unwrap();
     println!("the master key: {} s", began.elapsed().as_secs());
-    let id_of = |key: &[u8]| agentapi_operator::envelope::MasterKey::new(key).unwrap().id().to_owned();
     let data_key = secret(&cluster, TENANT, names::SECRET_DATA_KEY);
-    assert_eq!(text(&data_key, "master-key-id"), id_of(&master["key"]));
-    let version = |data: &Data| text(data, "version").parse::<i32>().unwrap();
-    assert_eq!(version(&data_key), version(&old_data_key) + 1);
-    // The version before stays, and the new master key opens it, too.
-    let old = version(&old_data_key);
-    assert_eq!(text(&data_key, &format!("master-key-id.{old}")), id_of(&master["key"]));
-    let open = |keys: &Data, version: i32, wrapped: &str, by: &[u8]| {
-        let organization: Uuid = text(keys, "organization-id").parse().unwrap();
-        let key = agentapi_operator::envelope::MasterKey::new(by).unwrap();
-        secrecy::ExposeSecret::expose_secret(&key.unwrap(organization, version, &keys[wrapped]).unwrap()).to_owned()
-    };
-    let before = open(&old_data_key, old, "wrapped", &old_master["key"]);
-    assert_eq!(open(&data_key, old, &format!("wrapped.{old}"), &master["key"]), before);
-    assert_ne!(open(&data_key, old + 1, "wrapped", &master["key"]), before);
+    check_data_keys(&old_data_key, &old_master, &data_key, &master);
 
     // Neither the session nor anybody's request has noticed.
     say("after-the-rotation").await;

@@ -311,10 +311,10 @@ async fn receipt(
         "stepsSha256": digest,
         "audit": { "seq": seq, "hash": hex::encode(hash) },
     });
-    let signed = signer.sign(Statement::Receipt, &claims)?;
+    let statement = signer.sign(Statement::Receipt, &claims)?;
     sqlx::query("update offboardings set receipt = $2, completed_at = to_timestamp($3) where org_id = $1")
         .bind(leaving.id)
-        .bind(&signed)
+        .bind(&statement)
         .bind(completed)
         .execute(&mut *tx)
         .await

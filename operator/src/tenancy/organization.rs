@@ -186,7 +186,7 @@ async fn bring_roles_into_order(
 ) -> Result<Catalogue> {
     let catalogue = roles::observe(&mut *tx).await?;
     let statements = roles::plan(&tenant.roles, &catalogue);
-    let changed = !statements.is_empty();
+    let in_order = statements.is_empty();
     for statement in statements {
         tracing::info!(organization = %tenant.slug, statement, "changing a role");
         changes.made("role");
@@ -208,7 +208,7 @@ async fn bring_roles_into_order(
             changes.made("tenant_role");
         }
     }
-    if changed { roles::observe(&mut *tx).await } else { Ok(catalogue) }
+    if in_order { Ok(catalogue) } else { roles::observe(&mut *tx).await }
 }
 
 /// Give the read-only role a new password; only its verifier is sent.
