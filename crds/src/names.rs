@@ -112,6 +112,8 @@ pub const TOKEN_ISSUER: &str = RUNTIME;
 pub const TOKEN_AUDIENCE_POD: &str = "agentapi-session-pod";
 /// Audience of the token with which a session pod calls the runtime.
 pub const TOKEN_AUDIENCE_INTERNAL: &str = "agentapi-internal";
+/// Audience of the token with which the operator asks the runtime to try the role of a tenant.
+pub const TOKEN_AUDIENCE_ISOLATION: &str = "agentapi-isolation";
 
 /// Environment of a session pod; each constant is the name of the variable.
 pub mod env {

@@ -24,6 +24,21 @@ pub struct Config {
     /// Base URL at which session pods reach the runtime's internal API. Default: the Service in the system namespace.
     #[arg(long, env = "RUNTIME_INTERNAL_URL")]
     pub runtime_internal_url: Option<String>,
+    /// Base URL of the runtime's public API, for the isolation probes. Default: the Service in the system namespace.
+    #[arg(long, env = "RUNTIME_URL")]
+    pub runtime_url: Option<String>,
+    /// Seconds between two rounds of isolation probes.
+    #[arg(long, env = "ISOLATION_PERIOD_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(5..=3600))]
+    pub isolation_period_seconds: u32,
+    /// Seconds between two probe pods of an Organization.
+    #[arg(long, env = "ISOLATION_POD_PERIOD_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=86400))]
+    pub isolation_pod_period_seconds: u32,
+    /// Image of probe pods, with `agentapi-runtime` in it. Without it, no probe pods run.
+    #[arg(long, env = "PROBE_IMAGE")]
+    pub probe_image: Option<String>,
+    /// Ranges of pods, Services and nodes, which no Workspace may open; added to what the cluster tells about itself.
+    #[arg(long, env = "CLUSTER_RANGES", value_delimiter = ',')]
+    pub cluster_ranges: Vec<String>,
     /// Namespace whose pods answer DNS.
     #[arg(long, env = "DNS_NAMESPACE", default_value = "kube-system")]
     pub dns_namespace: String,
@@ -64,6 +79,12 @@ impl Config {
                 names::RUNTIME_INTERNAL_PORT
             )
         })
+    }
+
+    /// Base URL of the runtime's public API.
+    pub fn runtime_url(&self) -> String {
+        let service = || format!("http://{}.{}.svc.cluster.local", names::RUNTIME, self.system_namespace);
+        self.runtime_url.clone().unwrap_or_else(service)
     }
 
     /// How long a leader may be silent.

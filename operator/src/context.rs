@@ -3,7 +3,9 @@ use crate::{
     apply::Applier,
     config::Config,
     drift::Owner,
+    egress::Closed,
     error::{Error, Result},
+    isolation,
     keys::Keyring,
     metrics::Metrics,
     signing::Signer,
@@ -112,12 +114,19 @@ pub struct Context {
     pub failures: Failures,
     /// When the password of each organization's read-only login was tried last.
     pub logins: Tried,
+    /// What the isolation probes have found.
+    pub isolation: isolation::State,
 }
 
 impl Context {
     /// The time now.
     pub fn now(&self) -> Timestamp {
         (self.clock)()
+    }
+
+    /// The ranges that no Workspace may open.
+    pub fn closed(&self) -> Arc<Closed> {
+        self.isolation.closed()
     }
 
     /// Postgres, unless it did not answer a moment ago: what is in the cluster must not wait for it.

@@ -43,6 +43,12 @@ impl Error {
         Self::Kube { verb, kind: kind.to_owned(), name: name.into(), source: Box::new(source) }
     }
 
+    /// True when the API server does not take an object for what it says; the same object is refused again.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Kube { source, .. }
+            if matches!(&**source, kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422)))
+    }
+
     /// True when somebody else changed the object first; the watch brings the newer version at once.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Kube { source, .. } if matches!(&**source, kube::Error::Api(status) if status.code == 409))

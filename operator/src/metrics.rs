@@ -1,8 +1,12 @@
 //! Prometheus metrics of the operator. A writes counter makes "nothing is written at steady state" observable.
+use agentapi_crds::isolation::ProbeResult;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
-use std::sync::Arc;
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// All metrics, with their registry.
 #[derive(Clone)]
@@ -18,6 +22,11 @@ pub struct Metrics {
     /// 1 while this replica leads.
     pub leader: IntGauge,
     key_rotation: IntGaugeVec,
+    isolation_result: IntGaugeVec,
+    isolation_time: IntGaugeVec,
+    isolation_breaches: IntCounterVec,
+    /// Organization and probe that have a line in the three above.
+    isolation_lines: Arc<Mutex<BTreeSet<(String, &'static str)>>>,
 }
 
 impl Metrics {
@@ -40,15 +49,44 @@ impl Metrics {
         registry.register(Box::new(reconcile_seconds.clone()))?;
         let leader = IntGauge::new("agentapi_operator_leader", "1 while this replica leads.")?;
         registry.register(Box::new(leader.clone()))?;
-        let key_rotation = IntGaugeVec::new(
-            Opts::new(
-                "agentapi_operator_key_rotation_waits_for",
-                "Pods or data keys that a rotation under way waits for; -1 while none is under way.",
-            ),
+        let gauge = |name: &str, help: &str, labels: &[&str]| {
+            let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let key_rotation = gauge(
+            "agentapi_operator_key_rotation_waits_for",
+            "Pods or data keys that a rotation under way waits for; -1 while none is under way.",
             &["key"],
         )?;
-        registry.register(Box::new(key_rotation.clone()))?;
-        Ok(Arc::new(Self { registry, writes, database_writes, reconciles, reconcile_seconds, leader, key_rotation }))
+        let isolation_result = gauge(
+            "agentapi_operator_isolation_result",
+            "Result of an isolation probe: 1 for the present one.",
+            &["organization", "probe", "result"],
+        )?;
+        let isolation_time = gauge(
+            "agentapi_operator_isolation_last_probe_timestamp_seconds",
+            "When an isolation probe was tried last.",
+            &["organization", "probe"],
+        )?;
+        let isolation_breaches = counter(
+            "agentapi_operator_isolation_breaches_total",
+            "Breaches of the isolation that were found, also those that were repaired at once.",
+            &["organization", "probe"],
+        )?;
+        Ok(Arc::new(Self {
+            registry,
+            writes,
+            database_writes,
+            reconciles,
+            reconcile_seconds,
+            leader,
+            key_rotation,
+            isolation_result,
+            isolation_time,
+            isolation_breaches,
+            isolation_lines: Arc::default(),
+        }))
     }
 
     /// One write to the Kubernetes API.
@@ -70,6 +108,45 @@ impl Metrics {
     pub fn key_rotation(&self, key: &str, waits_for: Option<usize>) {
         let waits_for = waits_for.map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX));
         self.key_rotation.with_label_values(&[key]).set(waits_for);
+    }
+
+    /// An isolation probe was tried.
+    pub fn probed(&self, organization: &str, probe: &'static str, second: i64) {
+        self.isolation_time.with_label_values(&[organization, probe]).set(second);
+        // A counter that appears with its first breach has no increase that an alert could see.
+        self.isolation_breaches.with_label_values(&[organization, probe]);
+        let mut lines = self.isolation_lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.insert((organization.to_owned(), probe));
+    }
+
+    /// What an isolation probe says now.
+    pub fn isolation(&self, organization: &str, probe: &str, result: ProbeResult) {
+        for each in [ProbeResult::Passed, ProbeResult::Breached, ProbeResult::Unknown] {
+            let line = self.isolation_result.with_label_values(&[organization, probe, each.as_str()]);
+            line.set(i64::from(each == result));
+        }
+    }
+
+    /// One breach.
+    pub fn isolation_breached(&self, organization: &str, probe: &str) {
+        self.isolation_breaches.with_label_values(&[organization, probe]).inc();
+    }
+
+    /// Drop the lines of Organizations that are gone.
+    pub fn keep_isolation(&self, organizations: &HashSet<String>) {
+        let mut lines = self.isolation_lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.retain(|(organization, probe)| {
+            let stays = organizations.contains(organization);
+            if !stays {
+                let labels = [organization.as_str(), probe];
+                // An error means that there is no such line.
+                let _ = (self.isolation_time.remove_label_values(&labels), self.isolation_breaches.remove_label_values(&labels));
+                for result in [ProbeResult::Passed, ProbeResult::Breached, ProbeResult::Unknown] {
+                    let _ = self.isolation_result.remove_label_values(&[organization.as_str(), probe, result.as_str()]);
+                }
+            }
+            stays
+        });
     }
 
     /// The text that Prometheus scrapes.

@@ -357,7 +357,9 @@ async fn migrate_schema(database: &mut PgConnection) -> Result<i64, Error> {
     database.execute("set role agentapi_owner").await.map_err(step("become agentapi_owner"))?;
     database.execute(DATABASE_RIGHTS).await.map_err(step("set the rights on the database"))?;
     let before = applied(database).await?;
+    fences::before(database, before < i64::try_from(MIGRATOR.iter().count()).unwrap_or(i64::MAX)).await?;
     MIGRATOR.run(&mut *database).await?;
+    fences::after(database).await?;
     Ok(applied(database).await? - before)
 }
 
@@ -376,6 +378,7 @@ async fn applied(database: &mut PgConnection) -> Result<i64, Error> {
         .map_err(step("look for earlier migrations"))
 }
 
+mod fences;
 mod harden;
 
 #[cfg(test)]

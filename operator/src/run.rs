@@ -4,7 +4,9 @@ use crate::{
     config::Config,
     context::{Context, Failures, Tried},
     controllers::{self, watches},
+    egress::Closed,
     health::Health,
+    isolation,
     keys::Keyring,
     lease::{Elector, Outcome},
     metrics::Metrics,
@@ -99,6 +101,7 @@ async fn lead(
     let (keys, signer) = system::ensure(&client, &config.system_namespace).await?;
     let database = tenancy::pool(&config.database_url)?;
     let tenant_database = tenant_database(&config, &database);
+    let closed = Closed::new([], &config.system_namespace);
     let mut watches = watches(&client);
     let mut watching = watches.start();
     let reporter = Reporter { controller: names::OPERATOR.into(), instance: Some(identity) };
@@ -118,6 +121,7 @@ async fn lead(
         signer,
         failures: Failures::default(),
         logins: Tried::default(),
+        isolation: isolation::State::new(closed),
     });
     let ours = stop.child_token();
     let queues = watches.queues;
@@ -158,7 +162,12 @@ async fn lead(
 /// The first connection takes longer than all later ones; without this, tenants would be reported as not ready
 /// whenever the operator starts.
 async fn begin(context: &Context) {
-    tokio::join!(all_stores(context), controllers::database::first_contact(context));
+    // Ranges too: a policy that was built without them would be wrong for a moment.
+    tokio::join!(
+        all_stores(context),
+        controllers::database::first_contact(context),
+        isolation::ranges::refresh(context)
+    );
 }
 
 async fn all_stores(context: &Context) {

@@ -8,6 +8,7 @@ pub mod http;
 pub mod lifecycle;
 pub mod metrics;
 pub mod pods;
+pub mod probe;
 pub mod serve;
 pub mod session;
 pub mod store;

@@ -29,6 +29,8 @@ enum Command {
     Serve(Box<ServeConfig>),
     /// Run inside a session pod: own one agent process and serve the coder/agentapi contract for it.
     Session(Box<agentapi_runtime::session::SessionArgs>),
+    /// Run inside a probe pod: try what a session pod must not reach, and end.
+    Probe(agentapi_runtime::probe::ProbeArgs),
     /// Print the `OpenAPI` document of the API.
     Openapi,
     /// Verify or export an organization's audit log.
@@ -51,6 +53,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             agentapi_runtime::session::run(config, shutdown).await?;
         }
         Command::Audit(command) => return Ok(ExitCode::from(audit_cli::run(command).await)),
+        Command::Probe(args) => agentapi_runtime::probe::run(&args).await?,
         Command::Openapi => {
             let document = router::openapi().to_pretty_json().context("cannot write the OpenAPI document")?;
             writeln!(std::io::stdout(), "{document}").context("cannot print the OpenAPI document")?;

@@ -168,6 +168,17 @@ impl Applier {
 
     /// Write a status; the caller has compared it with the live one.
     pub async fn status<K: Applicable>(&self, api: &Api<K>, object: &K, status: &impl Serialize) -> Result<()> {
+        self.status_as(OPERATOR, api, object, status).await
+    }
+
+    /// Write a part of a status that another field manager than the reconcile owns.
+    pub async fn status_as<K: Applicable>(
+        &self,
+        manager: &str,
+        api: &Api<K>,
+        object: &K,
+        status: &impl Serialize,
+    ) -> Result<()> {
         let kind = K::kind(&());
         let name = object.name_any();
         let patch = json!({
@@ -175,7 +186,7 @@ impl Applier {
             "metadata": {"name": name, "uid": object.uid()}, "status": status,
         });
         self.metrics.wrote(&kind, "status");
-        match api.patch_status(&name, &PatchParams::apply(OPERATOR).force(), &Patch::Apply(&patch)).await {
+        match api.patch_status(&name, &PatchParams::apply(manager).force(), &Patch::Apply(&patch)).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             Err(error) => Err(Error::kube("write the status of", &kind, name, error)),
@@ -204,6 +215,14 @@ impl Applier {
             Err(error) => Err(Error::kube("set the finalizer of", &kind, object.name_any(), error)),
         }
     }
+}
+
+/// Has somebody else changed the object since we applied it? That we want something else now is no change by others.
+pub fn tampered<K: Applicable>(desired: &K, live: &K) -> bool {
+    let (Ok(wanted), Ok(shown)) = (stamped(desired), serde_json::to_value(live)) else { return false };
+    let applied = live.annotations().get(ANNOTATION_APPLIED).map(String::as_str);
+    let same_wish = applied == wanted["metadata"]["annotations"][ANNOTATION_APPLIED].as_str();
+    matches::has_foreign_fields(live.meta(), OPERATOR) || (same_wish && !matches::covers(&wanted, &shown))
 }
 
 /// The desired object with the digest of itself.

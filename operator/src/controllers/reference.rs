@@ -3,6 +3,7 @@ use agentapi_crds::{
     Organization,
     conditions::{DATABASE_READY, NAMESPACE_READY, reason},
     organization::AllowedNamespaces,
+    workspace::EgressRule,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{Selector, SelectorExt};
@@ -49,6 +50,8 @@ pub struct Tenancy {
     pub database_ready: bool,
     /// How many Workspaces it may have.
     pub workspaces: usize,
+    /// What they may open; `None`: what the Organization does not say.
+    pub allowed_egress: Option<Vec<EgressRule>>,
 }
 
 impl Tenancy {
@@ -101,6 +104,7 @@ pub fn resolve(
         namespace_ready: holds(NAMESPACE_READY),
         database_ready: holds(DATABASE_READY),
         workspaces: usize::try_from(organization.spec.quota.workspaces).unwrap_or_default(),
+        allowed_egress: organization.spec.allowed_egress.clone(),
     })
 }
 

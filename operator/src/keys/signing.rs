@@ -58,8 +58,11 @@ impl Stage {
     }
 }
 
-/// A pod that is or will be in use.
+/// A pod that is or will be in use by a session; a probe takes no token.
 fn is_alive(pod: &Pod) -> bool {
+    if pod.labels().get(names::LABEL_POOL).map(String::as_str) == Some(names::POOL_PROBE) {
+        return false;
+    }
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Failed" | "Succeeded"))
 }

@@ -15,6 +15,7 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use secrecy::SecretString;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -248,21 +249,37 @@ impl SessionTokens {
 
     /// Who a pod is, if its session token is genuine and current.
     pub fn verify_session(&self, token: &str) -> Result<SessionClaims, SessionTokenError> {
+        self.verify(token, INTERNAL_AUDIENCE)
+    }
+
+    /// The organization whose role the operator wants to be tried, if its token is genuine and current.
+    pub fn verify_isolation(&self, token: &str) -> Result<String, SessionTokenError> {
+        let claims: IsolationClaims = self.verify(token, names::TOKEN_AUDIENCE_ISOLATION)?;
+        Ok(claims.sub)
+    }
+
+    fn verify<C: DeserializeOwned + Clone>(&self, token: &str, audience: &str) -> Result<C, SessionTokenError> {
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.set_issuer(&[ISSUER]);
-        validation.set_audience(&[INTERNAL_AUDIENCE]);
+        validation.set_audience(&[audience]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.leeway = LEEWAY_SECONDS;
         let keys = self.keys();
         let mut refusal = jsonwebtoken::errors::ErrorKind::InvalidSignature.into();
         for key in keys.accepted(token)? {
-            match jsonwebtoken::decode::<SessionClaims>(token, key, &validation) {
+            match jsonwebtoken::decode::<C>(token, key, &validation) {
                 Ok(data) => return Ok(data.claims),
                 Err(error) => refusal = error,
             }
         }
         Err(SessionTokenError::Token(refusal))
     }
+}
+
+/// What the operator proves when it asks for an isolation probe.
+#[derive(Clone, Deserialize)]
+struct IsolationClaims {
+    sub: String,
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub mod extract;
 mod fuzz;
 pub mod health;
 pub mod internal;
+pub mod isolation;
 mod linger;
 mod multipart;
 mod observe;

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use http::HeaderValue;
 use http::header::{CACHE_CONTROL, CONNECTION, HeaderName, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::Problem;
-use super::{App, docs, extract, health, internal, observe, request_id, v1};
+use super::{App, docs, extract, health, internal, isolation, observe, request_id, v1};
 
 fn described() -> OpenApiRouter<App> {
     let bearer = HttpBuilder::new()
@@ -75,6 +75,7 @@ pub fn public(app: &App) -> Router {
 pub fn internal(app: &App) -> Router {
     let router = Router::new()
         .route("/internal/v1/sessions/{id}/messages", put(internal::put_messages))
+        .route("/internal/v1/isolation", post(isolation::probe))
         .layer(DefaultBodyLimit::max(internal::MAX_TRANSCRIPT_BYTES));
     surrounded(router, app)
 }

@@ -3,6 +3,7 @@
 
 pub mod audit;
 pub mod identity;
+pub mod isolation;
 pub mod leader;
 pub mod messages;
 pub mod sessions;

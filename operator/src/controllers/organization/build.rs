@@ -1,6 +1,7 @@
 //! The objects of a tenant namespace, built from a validated spec. Pure, and each is a snapshot in the tests.
 use crate::{
     config::Config,
+    quantity,
     tenancy::{credentials::Credentials, keys::DataKeys, organization::Tenant},
 };
 use agentapi_crds::{names, organization::Quota};
@@ -126,7 +127,7 @@ pub fn foundation(tenant: &Tenant, config: &Config) -> Foundation<Prepared> {
 pub fn contents(tenant: &Tenant, quota: &Quota, config: &Config) -> Contents<Prepared> {
     Contents {
         quota: resource_quota(tenant, quota),
-        limits: limit_range(tenant),
+        limits: limit_range(tenant, quota),
         default_deny: default_deny(tenant),
         session_traffic: session_traffic(tenant, config),
         session_account: service_account(tenant, names::SESSION_SERVICE_ACCOUNT),
@@ -165,11 +166,29 @@ fn meta(tenant: &Tenant, name: &str) -> ObjectMeta {
     }
 }
 
+/// What probe pods of the operator need, two of them at the same time: the tenant does not pay for being watched.
+const PROBE_CPU: &str = "200m";
+const PROBE_MEMORY: &str = "128Mi";
+/// A container that asks for more on the node's disk gets a volume (`spec.storage`) instead.
+const MOST_EPHEMERAL: &str = "20Gi";
+
+/// Session pods, warm pods that wait for the next ones, pods that are on their way out, and two probes.
+fn pods(quota: &Quota) -> i64 {
+    2 * i64::from(quota.sessions) + i64::from(quota.workspaces) + 2
+}
+
 fn resource_quota(tenant: &Tenant, quota: &Quota) -> ResourceQuota {
+    let gibibytes = |each: i64| Quantity(format!("{}Gi", each * pods(quota)));
     let hard = BTreeMap::from([
-        ("limits.cpu".to_owned(), quota.cpu.clone()),
-        ("limits.memory".to_owned(), quota.memory.clone()),
+        ("limits.cpu".to_owned(), quantity::plus(&quota.cpu, PROBE_CPU)),
+        ("limits.memory".to_owned(), quantity::plus(&quota.memory, PROBE_MEMORY)),
         ("requests.storage".to_owned(), quota.storage.clone()),
+        ("pods".to_owned(), Quantity(pods(quota).to_string())),
+        ("requests.ephemeral-storage".to_owned(), gibibytes(1)),
+        ("limits.ephemeral-storage".to_owned(), gibibytes(10)),
+        ("persistentvolumeclaims".to_owned(), Quantity(quota.workspaces.to_string())),
+        // Session pods are reached by their address; a Service would only lead somebody else to them.
+        ("services".to_owned(), Quantity("0".to_owned())),
     ]);
     ResourceQuota {
         metadata: meta(tenant, "organization"),
@@ -178,22 +197,36 @@ fn resource_quota(tenant: &Tenant, quota: &Quota) -> ResourceQuota {
     }
 }
 
-fn limit_range(tenant: &Tenant) -> LimitRange {
-    let amounts = |cpu: &str, memory: &str| {
+fn limit_range(tenant: &Tenant, quota: &Quota) -> LimitRange {
+    // No container may be larger than the whole organization, and the API server wants defaults below the maximum.
+    let amounts = |cpu: Quantity, memory: Quantity, ephemeral: &str| {
         Some(BTreeMap::from([
-            ("cpu".to_owned(), Quantity(cpu.to_owned())),
-            ("memory".to_owned(), Quantity(memory.to_owned())),
+            ("cpu".to_owned(), cpu),
+            ("memory".to_owned(), memory),
+            ("ephemeral-storage".to_owned(), Quantity(ephemeral.to_owned())),
         ]))
     };
+    let most_cpu = quantity::plus(&quota.cpu, PROBE_CPU);
+    let most_memory = quantity::plus(&quota.memory, PROBE_MEMORY);
+    let least = |cpu: &str, memory: &str| (quantity::least(&most_cpu, cpu), quantity::least(&most_memory, memory));
+    let ((cpu, memory), (cpu_request, memory_request)) = (least("1", "1Gi"), least("100m", "256Mi"));
     LimitRange {
         metadata: meta(tenant, "organization"),
         spec: Some(LimitRangeSpec {
-            limits: vec![LimitRangeItem {
-                type_: "Container".into(),
-                default: amounts("1", "1Gi"),
-                default_request: amounts("100m", "256Mi"),
-                ..LimitRangeItem::default()
-            }],
+            limits: vec![
+                LimitRangeItem {
+                    type_: "Container".into(),
+                    default: amounts(cpu, memory, "1Gi"),
+                    default_request: amounts(cpu_request, memory_request, "128Mi"),
+                    max: amounts(most_cpu.clone(), most_memory.clone(), MOST_EPHEMERAL),
+                    ..LimitRangeItem::default()
+                },
+                LimitRangeItem {
+                    type_: "PersistentVolumeClaim".into(),
+                    max: Some([("storage".to_owned(), quota.storage.clone())].into()),
+                    ..LimitRangeItem::default()
+                },
+            ],
         }),
     }
 }

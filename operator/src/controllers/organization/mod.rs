@@ -11,6 +11,7 @@ use crate::{
     context::{Context, jittered, within},
     envelope,
     error::{Error, Result},
+    isolation,
     tenancy::{
         self, Meaning,
         credentials::{self, Credentials, Decision},
@@ -81,9 +82,11 @@ async fn present(organization: &Organization, context: &Context) -> Result<Actio
         write_status(organization, context, &progress, &waiting, None).await?;
         return Ok(Action::requeue(jittered(SOON)));
     }
-    apply::foundation(context, build::foundation(&tenant, &context.config)).await?;
-
+    let foundation = build::foundation(&tenant, &context.config);
     let contents = build::contents(&tenant, &organization.spec.quota, &context.config);
+    isolation::fences::before_organization(context, organization, &foundation, &contents).await;
+    apply::foundation(context, foundation).await?;
+
     Box::pin(apply::contents(context, &namespace, &tenant.slug, contents)).await?;
     super::workspace::apply::sweep_orphans(context, &namespace).await?;
 

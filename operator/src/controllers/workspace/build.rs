@@ -1,6 +1,7 @@
 //! The objects of a Workspace in its tenant namespace. Pure, and each is a snapshot in the tests.
 use super::validate::Accepted;
-use agentapi_crds::{Workspace, names, names::env, pod::SESSION_VOLUME, workspace::EgressRule};
+use crate::egress::{Decision, Destination, Opening};
+use agentapi_crds::{Workspace, names, names::env, pod::SESSION_VOLUME};
 use k8s_openapi::{
     api::{
         core::v1::{
@@ -33,6 +34,8 @@ const STATE: &str = "/state";
 const WORKDIR: &str = "/workspace";
 const HOME: &str = "/home/agent";
 const SECRETS: &str = "/run/agentapi/session";
+/// What a session may write to the node's disk, all its folders, logs and layers together.
+const EPHEMERAL: &str = "10Gi";
 
 /// Everything that a Workspace owns, besides its warm pods.
 #[derive(Debug)]
@@ -77,8 +80,13 @@ pub fn template_hash(template: &PodTemplate) -> Option<&str> {
     template.metadata.annotations.as_ref()?.get(names::ANNOTATION_TEMPLATE_HASH).map(String::as_str)
 }
 
-/// Everything that the Workspace owns.
-pub fn build(workspace: &Workspace, accepted: &Accepted, surroundings: &Surroundings) -> Resources<Prepared> {
+/// Everything that the Workspace owns; `egress` is what it may open.
+pub fn build(
+    workspace: &Workspace,
+    accepted: &Accepted,
+    surroundings: &Surroundings,
+    egress: &Decision,
+) -> Resources<Prepared> {
     // A rotation of the signing key waits for the pods that do not know the next key.
     let known = names::signing_key_ids(surroundings.session_public_keys.iter().map(String::as_str));
     let spec = PodTemplateSpec {
@@ -94,7 +102,7 @@ pub fn build(workspace: &Workspace, accepted: &Accepted, surroundings: &Surround
     metadata.annotations = Some([(names::ANNOTATION_TEMPLATE_HASH.to_owned(), hash)].into());
     Resources {
         template: PodTemplate { metadata, template: Some(spec) },
-        egress: egress(workspace, accepted),
+        egress: egress_policy(accepted, egress),
         volume: volume(workspace, accepted),
         state: PhantomData,
     }
@@ -231,17 +239,14 @@ fn probe(path: &str, period: i32, failures: i32) -> Probe {
 /// What the Workspace says, completed with our own limits: no container runs without.
 fn resources(workspace: &Workspace) -> ResourceRequirements {
     let wanted = workspace.spec.resources.clone().unwrap_or_default();
-    let complete = |wanted: Option<BTreeMap<String, Quantity>>, cpu: &str, memory: &str| {
-        let mut amounts = wanted.unwrap_or_default();
-        amounts.entry("cpu".into()).or_insert_with(|| Quantity(cpu.into()));
-        amounts.entry("memory".into()).or_insert_with(|| Quantity(memory.into()));
-        amounts
-    };
-    let limits = complete(wanted.limits, "2", "2Gi");
+    let mut limits = wanted.limits.unwrap_or_default();
+    for (resource, default) in [("cpu", "2"), ("memory", "2Gi"), ("ephemeral-storage", EPHEMERAL)] {
+        limits.entry(resource.into()).or_insert_with(|| Quantity(default.into()));
+    }
     // A request above a limit of the Workspace would be refused: then the limit is the request.
     let own_limits = workspace.spec.resources.as_ref().and_then(|own| own.limits.clone()).unwrap_or_default();
     let mut requests = wanted.requests.unwrap_or_default();
-    for (resource, default) in [("cpu", "100m"), ("memory", "256Mi")] {
+    for (resource, default) in [("cpu", "100m"), ("memory", "256Mi"), ("ephemeral-storage", "256Mi")] {
         let fallback = own_limits.get(resource).cloned().unwrap_or_else(|| Quantity(default.into()));
         requests.entry(resource.into()).or_insert(fallback);
     }
@@ -249,12 +254,12 @@ fn resources(workspace: &Workspace) -> ResourceRequirements {
 }
 
 fn volumes(workspace: &Workspace, accepted: &Accepted) -> Vec<Volume> {
-    let empty = |name: &str| Volume {
+    let empty = |name: &str, size: &str| Volume {
         name: name.into(),
-        empty_dir: Some(EmptyDirVolumeSource::default()),
+        empty_dir: Some(EmptyDirVolumeSource { size_limit: Some(Quantity(size.into())), medium: None }),
         ..Volume::default()
     };
-    let mut work = empty("workspace");
+    let mut work = empty("workspace", EPHEMERAL);
     if workspace.spec.storage.is_some() {
         work.empty_dir = None;
         work.persistent_volume_claim = Some(PersistentVolumeClaimVolumeSource {
@@ -273,7 +278,7 @@ fn volumes(workspace: &Workspace, accepted: &Accepted) -> Vec<Volume> {
         }),
         ..Volume::default()
     };
-    vec![empty("state"), work, empty("home"), empty("tmp"), session]
+    vec![empty("state", "1Gi"), work, empty("home", "4Gi"), empty("tmp", "2Gi"), session]
 }
 
 fn volume(workspace: &Workspace, accepted: &Accepted) -> Option<PersistentVolumeClaim> {
@@ -293,7 +298,7 @@ fn volume(workspace: &Workspace, accepted: &Accepted) -> Option<PersistentVolume
     })
 }
 
-fn egress(workspace: &Workspace, accepted: &Accepted) -> NetworkPolicy {
+fn egress_policy(accepted: &Accepted, egress: &Decision) -> NetworkPolicy {
     let matched = BTreeMap::from([
         (names::LABEL_COMPONENT.to_owned(), names::COMPONENT_SESSION.to_owned()),
         (names::LABEL_WORKSPACE.to_owned(), accepted.name.clone()),
@@ -303,22 +308,30 @@ fn egress(workspace: &Workspace, accepted: &Accepted) -> NetworkPolicy {
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(LabelSelector { match_labels: Some(matched), ..LabelSelector::default() }),
             policy_types: Some(vec!["Egress".into()]),
-            egress: Some(workspace.spec.egress.iter().map(egress_rule).collect()),
+            egress: Some(egress.open.iter().map(egress_rule).collect()),
             ingress: None,
         }),
     }
 }
 
-fn egress_rule(rule: &EgressRule) -> NetworkPolicyEgressRule {
-    let peer = NetworkPolicyPeer {
-        ip_block: rule.cidr.as_ref().map(|cidr| IPBlock { cidr: cidr.clone(), except: None }),
-        namespace_selector: rule.namespace.as_ref().map(|namespace| LabelSelector {
-            match_labels: Some([("kubernetes.io/metadata.name".to_owned(), namespace.clone())].into()),
-            ..LabelSelector::default()
-        }),
-        pod_selector: None,
+fn egress_rule(opening: &Opening) -> NetworkPolicyEgressRule {
+    let peer = match &opening.to {
+        Destination::Addresses(range, except) => NetworkPolicyPeer {
+            ip_block: Some(IPBlock {
+                cidr: range.to_string(),
+                except: Some(except.iter().map(ToString::to_string).collect::<Vec<_>>()).filter(|list| !list.is_empty()),
+            }),
+            ..NetworkPolicyPeer::default()
+        },
+        Destination::Namespace(namespace) => NetworkPolicyPeer {
+            namespace_selector: Some(LabelSelector {
+                match_labels: Some([("kubernetes.io/metadata.name".to_owned(), namespace.clone())].into()),
+                ..LabelSelector::default()
+            }),
+            ..NetworkPolicyPeer::default()
+        },
     };
-    let ports = rule.ports.iter().map(|port| NetworkPolicyPort {
+    let ports = opening.ports.iter().map(|port| NetworkPolicyPort {
         protocol: Some("TCP".into()),
         port: Some(IntOrString::Int(*port)),
         end_port: None,
@@ -333,12 +346,12 @@ fn egress_rule(rule: &EgressRule) -> NetworkPolicyEgressRule {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::controllers::workspace::tests::{accepted, surroundings, web};
+    use crate::controllers::workspace::tests::{accepted, egress, surroundings, web};
     use serde_json::json;
 
     #[test]
     fn a_workspace() {
-        let Resources { template, egress, volume, state: _ } = build(&web(), &accepted(), &surroundings());
+        let Resources { template, egress, volume, state: _ } = build(&web(), &accepted(), &surroundings(), &egress());
         assert!(volume.is_none());
         insta::assert_yaml_snapshot!("template", template);
         insta::assert_yaml_snapshot!("egress", egress);
@@ -348,7 +361,7 @@ mod tests {
     fn with_storage_the_working_folder_is_a_volume() {
         let mut workspace = web();
         workspace.spec.storage = serde_json::from_value(json!({"size": "5Gi"})).unwrap();
-        let resources = build(&workspace, &accepted(), &surroundings());
+        let resources = build(&workspace, &accepted(), &surroundings(), &egress());
         insta::assert_yaml_snapshot!("volume", resources.volume);
         let pod = resources.template.template.unwrap().spec.unwrap();
         let work = pod.volumes.unwrap().into_iter().find(|volume| volume.name == "workspace").unwrap();
@@ -358,7 +371,7 @@ mod tests {
     #[test]
     fn what_pods_are_made_of_decides_the_hash_and_nothing_else_does() {
         let hash = |workspace: &Workspace| {
-            let resources = build(workspace, &accepted(), &surroundings());
+            let resources = build(workspace, &accepted(), &surroundings(), &egress());
             template_hash(&resources.template).unwrap().to_owned()
         };
         let mut more_warm = web();

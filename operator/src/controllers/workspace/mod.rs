@@ -10,7 +10,9 @@ pub mod validate;
 use crate::{
     context::{Context, jittered, within},
     controllers::reference::Refusal,
+    egress,
     error::Result,
+    isolation,
     records::{self, WorkspaceRow},
 };
 use agentapi_crds::{Workspace, conditions::reason, names};
@@ -63,7 +65,18 @@ async fn present(workspace: &Workspace, context: &Context) -> Result<Action> {
         runtime_internal_url: context.config.runtime_internal_url(),
         session_public_keys: context.keys.now().session_public_keys.clone(),
     };
-    let applied = Box::pin(apply::apply(context, build::build(workspace, &accepted, &surroundings))).await?;
+    let egress = egress::decide(&workspace.spec.egress, accepted.tenancy.allowed_egress.as_deref(), &context.closed());
+    let prepared = build::build(workspace, &accepted, &surroundings, &egress);
+    isolation::fences::before_workspace(context, workspace, &accepted.tenancy.slug, &prepared.egress).await;
+    let applied = match Box::pin(apply::apply(context, prepared)).await {
+        Ok(applied) => applied,
+        // Time does not mend a spec that the API server does not take: say so, where people look.
+        Err(error) if error.is_refusal() => {
+            write_status(workspace, context, &State::Waiting(reason::APPLY_FAILED, error.to_string())).await?;
+            return Err(error);
+        }
+        Err(error) => return Err(error),
+    };
     // The row before the pool: a workspace is usable without warm pods, and not without a row.
     let database = write_row(workspace, &accepted, context).await;
     let tenant_namespace = names::tenant_namespace(&accepted.tenancy.slug);
@@ -73,7 +86,7 @@ async fn present(workspace: &Workspace, context: &Context) -> Result<Action> {
     let sessions =
         pods.iter().filter(|pod| pod.labels().contains_key(names::LABEL_SESSION) && !pool::has_ended(pod)).count();
     let calm = database.is_none() && pool.trouble.is_none();
-    write_status(workspace, context, &State::InPlace { pool, sessions, database }).await?;
+    write_status(workspace, context, &State::InPlace { pool, sessions, database, egress: egress.refused }).await?;
     Ok(Action::requeue(jittered(if calm { RESYNC } else { SOON })))
 }
 
@@ -215,11 +228,17 @@ pub(crate) mod tests {
             namespace_ready: true,
             database_ready: true,
             workspaces: 3,
+            allowed_egress: serde_json::from_value(json!([{"cidr": "0.0.0.0/0"}, {"namespace": "agentapi-demo"}])).ok(),
         }
     }
 
     pub(crate) fn accepted() -> Accepted {
         Accepted { id: Uuid::from_u128(8), name: "web".into(), namespace: "team-a".into(), tenancy: tenancy() }
+    }
+
+    pub(crate) fn egress() -> egress::Decision {
+        let closed = egress::Closed::new(["10.244.0.0/16".parse().unwrap()], names::SYSTEM_NAMESPACE);
+        egress::decide(&web().spec.egress, tenancy().allowed_egress.as_deref(), &closed)
     }
 
     pub(crate) fn surroundings() -> Surroundings {

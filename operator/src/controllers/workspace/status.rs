@@ -6,7 +6,7 @@ use crate::{
 };
 use agentapi_crds::{
     Workspace,
-    conditions::{ACCEPTED, READY, reason},
+    conditions::{ACCEPTED, EGRESS_ALLOWED, READY, reason},
     workspace::WorkspaceStatus,
 };
 use k8s_openapi::jiff::Timestamp;
@@ -26,6 +26,8 @@ pub enum State {
         sessions: usize,
         /// What Postgres said, if it did not take the row.
         database: Option<String>,
+        /// Egress rules that are not in force, and why.
+        egress: Vec<String>,
     },
     /// It is being deleted.
     Deleting(String),
@@ -42,11 +44,13 @@ pub fn status(workspace: &Workspace, state: &State, now: Timestamp) -> Workspace
             Saying::no(READY, refusal.reason, refusal.message.clone()),
         ),
         State::Waiting(why, message) => (accepted(), Saying::no(READY, why, message.clone())),
-        State::InPlace { pool, database, .. } => (accepted(), ready(workspace, pool, database.as_deref())),
+        State::InPlace { pool, database, egress, .. } => {
+            (accepted(), ready(workspace, pool, database.as_deref(), egress))
+        }
         State::Deleting(left) => (accepted(), Saying::no(READY, reason::DELETING, left.clone())),
     };
     let (warm_pods, sessions, id) = match state {
-        State::InPlace { pool, sessions, database } => (
+        State::InPlace { pool, sessions, database, .. } => (
             Some(count(pool.ready)),
             Some(count(*sessions)),
             if database.is_none() { workspace.metadata.uid.clone() } else { old.workspace_id },
@@ -54,18 +58,32 @@ pub fn status(workspace: &Workspace, state: &State, now: Timestamp) -> Workspace
         State::Refused(_) => (Some(0), None, None),
         State::Waiting(..) | State::Deleting(_) => (old.warm_pods, old.sessions, old.workspace_id),
     };
+    let mut sayings = vec![accepted, ready];
+    if let State::InPlace { egress, .. } = state {
+        sayings.push(egress_allowed(egress));
+    }
     WorkspaceStatus {
         observed_generation: generation,
         workspace_id: id,
         warm_pods,
         sessions,
-        conditions: merge(&old.conditions, &[accepted, ready], generation, now),
+        conditions: merge(&old.conditions, &sayings, generation, now),
     }
 }
 
-fn ready(workspace: &Workspace, pool: &Pool, database: Option<&str>) -> Saying {
+fn egress_allowed(refused: &[String]) -> Saying {
+    if refused.is_empty() {
+        return Saying::yes(EGRESS_ALLOWED, reason::ACCEPTED, "every rule of spec.egress is in force");
+    }
+    Saying::no(EGRESS_ALLOWED, reason::EGRESS_NOT_ALLOWED, refused.join("; "))
+}
+
+fn ready(workspace: &Workspace, pool: &Pool, database: Option<&str>, egress: &[String]) -> Saying {
     if let Some(database) = database {
         return Saying::no(READY, reason::DATABASE_UNAVAILABLE, database);
+    }
+    if !egress.is_empty() {
+        return Saying::no(READY, reason::EGRESS_NOT_ALLOWED, egress.join("; "));
     }
     let wanted = usize::try_from(workspace.spec.warm_pool).unwrap_or_default();
     let message = format!("{} of {wanted} warm pods are ready", pool.ready.min(wanted));
@@ -100,6 +118,13 @@ mod tests {
             pool: Pool { ready, trouble: trouble.map(Into::into) },
             sessions: 1,
             database: database.map(Into::into),
+            egress: Vec::new(),
+        };
+        let cut = State::InPlace {
+            pool: Pool { ready: 2, trouble: None },
+            sessions: 0,
+            database: None,
+            egress: vec!["egress[0] (10.0.0.0/8) is not in spec.allowedEgress of the Organization".into()],
         };
         let refusal = Refusal::new(reason::NAMESPACE_NOT_ALLOWED, "not admitted");
         insta::assert_yaml_snapshot!([
@@ -108,6 +133,7 @@ mod tests {
             shown(&in_place(1, Some("pod w-web-1: ErrImagePull: no such image"), None)),
             shown(&in_place(2, None, None)),
             shown(&in_place(2, None, Some("Postgres can't be reached"))),
+            shown(&cut),
             shown(&State::Deleting("waits for 2 pods".into())),
         ]);
     }
@@ -115,7 +141,8 @@ mod tests {
     #[test]
     fn a_refused_workspace_has_no_id() {
         let mut workspace = web();
-        let in_place = State::InPlace { pool: Pool { ready: 2, trouble: None }, sessions: 0, database: None };
+        let pool = Pool { ready: 2, trouble: None };
+        let in_place = State::InPlace { pool, sessions: 0, database: None, egress: Vec::new() };
         workspace.status = Some(status(&workspace, &in_place, Timestamp::UNIX_EPOCH));
         assert_eq!(workspace.status.as_ref().unwrap().workspace_id, workspace.metadata.uid);
         let refused =

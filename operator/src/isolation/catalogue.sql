@@ -17,7 +17,7 @@ groups as (select oid from pg_roles where rolname in ('agentapi_tenant', 'agenta
 platform as (select oid, rolname from pg_roles where rolname ~ '^agentapi_|^org_'),
 functions as (
     select p.oid, p.oid::regprocedure::text as name, p.prosecdef, p.proconfig, p.proowner, p.proacl
-    from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname in ('public', 'app')
+    from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname in ('public', 'app', 'fences')
 ),
 views as (
     select c.oid::regclass::text as name, c.relkind, coalesce(c.reloptions, '{}') as options
@@ -26,14 +26,14 @@ views as (
 ),
 grants as (
     select 'table ' || c.oid::regclass as object, acl.* from pg_class c join pg_namespace n on n.oid = c.relnamespace,
-        aclexplode(c.relacl) acl where n.nspname in ('public', 'app')
+        aclexplode(c.relacl) acl where n.nspname in ('public', 'app', 'fences')
     union all
     select 'column ' || c.oid::regclass || '.' || a.attname, acl.* from pg_attribute a join pg_class c on c.oid = a.attrelid
-        join pg_namespace n on n.oid = c.relnamespace, aclexplode(a.attacl) acl where n.nspname in ('public', 'app')
+        join pg_namespace n on n.oid = c.relnamespace, aclexplode(a.attacl) acl where n.nspname in ('public', 'app', 'fences')
     union all
     select 'function ' || f.name, acl.* from functions f, aclexplode(coalesce(f.proacl, acldefault('f', f.proowner))) acl
     union all
-    select 'schema ' || n.nspname, acl.* from pg_namespace n, aclexplode(n.nspacl) acl where n.nspname in ('public', 'app')
+    select 'schema ' || n.nspname, acl.* from pg_namespace n, aclexplode(n.nspacl) acl where n.nspname in ('public', 'app', 'fences')
     union all
     select 'database ' || d.datname, acl.* from pg_database d,
         aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) acl where d.datname = current_database()
@@ -102,7 +102,7 @@ select 'materialized view or foreign table ' || name || ' knows no row-level sec
 union all
 -- Why each one must be is written where it is created.
 select 'function ' || name || ' is SECURITY DEFINER' from functions where prosecdef and name not in
-    ('app.audit_chain()', 'app.audit_config_organization()', 'app.audit_config_workspace()', 'app.audit_config_resource()')
+    ('app.audit_chain()', 'app.restore_fences()', 'app.audit_config_organization()', 'app.audit_config_workspace()', 'app.audit_config_resource()')
 union all
 select 'function ' || name || ' is SECURITY DEFINER without a fixed search_path' from functions
 where prosecdef and not coalesce(proconfig, '{}')::text ~ 'search_path=pg_catalog, pg_temp'
@@ -116,9 +116,14 @@ union all
 select object || ' is granted with the right to pass it on to ' || r.rolname from grants join pg_roles r on r.oid = grantee
 where is_grantable and grantee not in (10) and r.rolname not in ('agentapi_owner', 'pg_database_owner')
 union all
+-- Who could write the snapshot could have anything "restored".
+select object || ': ' || privilege_type || ' is granted to ' || r.rolname from grants join pg_roles r on r.oid = grantee
+where object ~ '^(table|column|function) fences\.' and r.rolname <> 'agentapi_owner'
+  and not (r.rolname = 'agentapi_operator' and privilege_type in ('SELECT', 'EXECUTE'))
+union all
 select c.oid::regclass || ' is owned by ' || pg_get_userbyid(c.relowner) from pg_class c
 join pg_namespace n on n.oid = c.relnamespace
-where n.nspname in ('public', 'app') and c.relkind in ('r', 'p', 'v', 'm', 'S') and pg_get_userbyid(c.relowner) <> 'agentapi_owner'
+where n.nspname in ('public', 'app', 'fences') and c.relkind in ('r', 'p', 'v', 'm', 'S') and pg_get_userbyid(c.relowner) <> 'agentapi_owner'
 union all
 select 'function ' || name || ' is owned by ' || pg_get_userbyid(proowner) from functions
 where pg_get_userbyid(proowner) <> 'agentapi_owner'
