@@ -229,10 +229,11 @@ begin
             when others then return next place.name || ': a row for another organization passes the policies';
         end;
     end loop;
-    -- The runtime's login may take on every tenant's role; a tenant's own login none.
+    -- The runtime's login may take on every tenant's role; a tenant's own login none but its group's, which is nobody's.
     if current_user = session_user then
         for other in
-            select rolname from pg_roles where rolname ~ '^(org|agentapi)_' and rolname <> current_user order by 1 limit 200
+            select rolname from pg_roles where rolname ~ '^(org|agentapi)_' and rolname not in (current_user, 'agentapi_tenant_ro')
+            order by 1 limit 200
         loop
             begin
                 execute format('set local role %I', other);

@@ -104,7 +104,10 @@ impl Closed {
 
     fn namespace(&self, name: &str) -> bool {
         let of_tenants = name.starts_with("agentapi-") && name != "agentapi-demo";
-        name == self.system_namespace || name == names::SYSTEM_NAMESPACE || of_tenants || CLOSED_NAMESPACES.contains(&name)
+        name == self.system_namespace
+            || name == names::SYSTEM_NAMESPACE
+            || of_tenants
+            || CLOSED_NAMESPACES.contains(&name)
     }
 }
 
@@ -227,7 +230,8 @@ mod tests {
     #[test]
     fn what_lies_in_the_cluster_is_refused_with_a_reason() {
         for cidr in ["10.244.1.2/32", "10.97.0.0/16", "169.254.169.254/32", "10.244.0.0/16", "10.244.9.9/17"] {
-            let decision = decide(&rules(json!([{"cidr": cidr}])), Some(&rules(json!([{"cidr": "0.0.0.0/0"}]))), &closed());
+            let decision =
+                decide(&rules(json!([{"cidr": cidr}])), Some(&rules(json!([{"cidr": "0.0.0.0/0"}]))), &closed());
             assert!(decision.open.is_empty(), "{cidr}");
             assert!(decision.refused[0].starts_with(&format!("egress[0] ({cidr}) lies in ")), "{:?}", decision.refused);
         }

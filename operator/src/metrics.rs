@@ -140,7 +140,10 @@ impl Metrics {
             if !stays {
                 let labels = [organization.as_str(), probe];
                 // An error means that there is no such line.
-                let _ = (self.isolation_time.remove_label_values(&labels), self.isolation_breaches.remove_label_values(&labels));
+                let _ = (
+                    self.isolation_time.remove_label_values(&labels),
+                    self.isolation_breaches.remove_label_values(&labels),
+                );
                 for result in [ProbeResult::Passed, ProbeResult::Breached, ProbeResult::Unknown] {
                     let _ = self.isolation_result.remove_label_values(&[organization.as_str(), probe, result.as_str()]);
                 }

@@ -163,11 +163,7 @@ async fn lead(
 /// whenever the operator starts.
 async fn begin(context: &Context) {
     // Ranges too: a policy that was built without them would be wrong for a moment.
-    tokio::join!(
-        all_stores(context),
-        controllers::database::first_contact(context),
-        isolation::ranges::refresh(context)
-    );
+    tokio::join!(all_stores(context), controllers::database::first_contact(context), isolation::ranges::first(context));
 }
 
 async fn all_stores(context: &Context) {

@@ -8,3 +8,4 @@ pub mod cluster;
 pub mod fakemodel;
 pub mod pg;
 pub mod serve;
+pub mod tenant;

@@ -2,131 +2,12 @@
 //! seconds, that it writes nothing when nothing changes, what it refuses, how it lets go, and who leads.
 #![cfg(feature = "cluster")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-use agentapi_tests::cluster::{Cluster, eventually};
-use anyhow::Result;
+use agentapi_tests::{
+    cluster::eventually,
+    tenant::{SETTLE, SYSTEM, Tenant, decoded},
+};
 use serde_json::Value;
-use std::time::{Duration, Instant};
-use url::Url;
-
-const SYSTEM: &str = "agentapi-system";
-const REPAIR: Duration = Duration::from_secs(5);
-const SETTLE: Duration = Duration::from_secs(60);
-
-/// A tenant of a test of its own, gone with this value.
-struct Tenant {
-    cluster: Cluster,
-    slug: String,
-}
-
-impl Tenant {
-    async fn new(slug: &str) -> Self {
-        let cluster = Cluster::connect().unwrap();
-        let tenant = Self { cluster, slug: slug.to_owned() };
-        tenant.clean_up();
-        tenant.cluster.apply(&tenant.organization("")).unwrap();
-        tenant.cluster.apply(&Tenant::workspace(&tenant.team(), slug, "web")).unwrap();
-        tenant.ready("organization", None, slug).await;
-        tenant.ready("workspace", Some(&tenant.team()), "web").await;
-        tenant
-    }
-
-    fn organization(&self, more: &str) -> String {
-        let slug = &self.slug;
-        format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: team-{slug}}}\n---\n\
-             apiVersion: agentapi.dev/v1alpha1\nkind: Organization\nmetadata: {{name: {slug}}}\n\
-             spec:\n  displayName: {slug}\n  allowedNamespaces: {{names: [team-{slug}]}}\n  \
-             identity: {{issuer: 'https://{slug}.example.com', audience: agentapi}}\n  \
-             quota: {{workspaces: 2, sessions: 5, cpu: '8', memory: 16Gi, storage: 20Gi}}\n{more}"
-        )
-    }
-
-    /// No warm pods: these tests need no image.
-    fn workspace(namespace: &str, organization: &str, name: &str) -> String {
-        format!(
-            "apiVersion: agentapi.dev/v1alpha1\nkind: Workspace\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
-             spec:\n  organizationRef: {{name: {organization}}}\n  \
-             agent: {{type: Claude, image: 'agentapi.dev/session-claude:dev'}}\n  egress: [{{cidr: 203.0.113.0/24}}]\n"
-        )
-    }
-
-    fn team(&self) -> String {
-        format!("team-{}", self.slug)
-    }
-
-    fn namespace(&self) -> String {
-        format!("agentapi-{}", self.slug)
-    }
-
-    async fn ready(&self, kind: &str, namespace: Option<&str>, name: &str) {
-        self.says(kind, namespace, name, "Ready", "True", "Reconciled").await;
-    }
-
-    async fn says(&self, kind: &str, namespace: Option<&str>, name: &str, which: &str, status: &str, reason: &str) {
-        eventually(&format!("{kind} {name} has {which}={status} {reason}"), SETTLE, async || {
-            let seen = self.cluster.condition(kind, namespace, name, which)?;
-            Ok(if seen == Some((status.into(), reason.into())) { Ok(()) } else { Err(format!("{seen:?}")) })
-        })
-        .await
-        .unwrap();
-    }
-
-    fn get(&self, kind: &str, name: &str) -> Option<Value> {
-        self.cluster.get(kind, Some(&self.namespace()), name).unwrap()
-    }
-
-    fn uid(&self, kind: &str, name: &str) -> String {
-        self.get(kind, name).map(|object| object["metadata"]["uid"].as_str().unwrap().to_owned()).unwrap_or_default()
-    }
-
-    /// Polls until `right`, and fails when that takes longer than drift may last.
-    async fn repaired(&self, what: &str, right: impl Fn() -> Result<bool>) {
-        let began = Instant::now();
-        eventually(what, REPAIR, async || Ok(if right()? { Ok(()) } else { Err("not yet".to_owned()) })).await.unwrap();
-        println!("{what}: {} ms", began.elapsed().as_millis());
-    }
-
-    /// The answer of the cluster's Postgres, as its superuser.
-    fn sql(&self, query: &str) -> String {
-        let secret =
-            self.cluster.get("secret", Some(SYSTEM), "agentapi-postgres").unwrap().expect("no agentapi-postgres");
-        let mut url = Url::parse(&decoded(&secret["data"]["admin-url"])).unwrap();
-        // From inside its own pod.
-        url.set_host(Some("127.0.0.1")).unwrap();
-        url.set_path("agentapi");
-        let script = "PATH=$PATH:$(echo /usr/lib/postgresql/*/bin); exec psql -qAtX \"$0\" -c \"$1\"";
-        let pod = "statefulset/agentapi-postgres";
-        self.cluster
-            .kubectl(&["-n", SYSTEM, "exec", pod, "--", "sh", "-c", script, url.as_str(), query])
-            .unwrap()
-            .trim()
-            .to_owned()
-    }
-
-    fn clean_up(&self) {
-        let (team, slug) = (self.team(), &self.slug);
-        for kind in ["workspaces", "mcpconnections", "promptpolicies"] {
-            let gone = self.cluster.try_kubectl(&["-n", &team, "delete", kind, "--all", "--timeout=60s"], "");
-            assert!(gone.is_ok());
-        }
-        for (kind, name) in [("organization", slug), ("namespace", &team)] {
-            let args = ["delete", kind, name, "--ignore-not-found", "--timeout=90s"];
-            assert!(self.cluster.try_kubectl(&args, "").is_ok());
-        }
-    }
-}
-
-impl Drop for Tenant {
-    fn drop(&mut self) {
-        self.clean_up();
-    }
-}
-
-fn decoded(value: &Value) -> String {
-    use base64::Engine;
-    let bytes = base64::engine::general_purpose::STANDARD.decode(value.as_str().unwrap()).unwrap();
-    String::from_utf8(bytes).unwrap()
-}
+use std::time::Duration;
 
 /// Everything in a tenant namespace that the operator owns.
 const OWNED: [(&str, &str); 12] = [
@@ -243,6 +124,8 @@ async fn the_roles_in_postgres_are_back_within_five_seconds() {
 #[tokio::test]
 async fn nothing_is_written_when_nothing_changes() {
     let tenant = Tenant::new("e2e-steady").await;
+    // The isolation probes have told what they found for the first time.
+    tenant.says("organization", None, &tenant.slug, "IsolationVerified", "True", "Isolated").await;
     let versions = || -> Vec<String> {
         let mut seen: Vec<String> = OWNED
             .iter()

@@ -29,10 +29,19 @@ const DRIFT: &[(&str, &str)] = &[
     ),
     ("grant select on messages to public", "select on table public.messages for public was added"),
     ("grant select (content) on messages to agentapi_operator", "select (content) on table public.messages"),
-    ("grant all on tenant_keys to org_acme with grant option", "select on table public.tenant_keys for org_acme was added"),
-    ("grant execute on function app.lock_organization() to public", "execute on routine app.lock_organization() for public"),
+    (
+        "grant all on tenant_keys to org_acme with grant option",
+        "select on table public.tenant_keys for org_acme was added",
+    ),
+    (
+        "grant execute on function app.lock_organization() to public",
+        "execute on routine app.lock_organization() for public",
+    ),
     ("grant create on schema app to agentapi_tenant", "create on schema app for agentapi_tenant was added"),
-    ("revoke select on sessions from agentapi_tenant", "select on table public.sessions for agentapi_tenant is missing"),
+    (
+        "revoke select on sessions from agentapi_tenant",
+        "select on table public.sessions for agentapi_tenant is missing",
+    ),
     (
         "alter table audit_log disable trigger audit_log_append_only",
         "trigger audit_log_append_only on public.audit_log was changed",
@@ -61,7 +70,10 @@ async fn every_drift_is_seen_and_put_back_by_the_operators_login() {
     assert_eq!(restore(&mut operator).await, Vec::<String>::new(), "there is nothing to put back");
     let mut wrong = Vec::new();
     for (attack, expected) in DRIFT {
-        sqlx::raw_sql(AssertSqlSafe((*attack).to_owned())).execute(&mut admin).await.unwrap_or_else(|e| panic!("{attack}: {e}"));
+        sqlx::raw_sql(AssertSqlSafe((*attack).to_owned()))
+            .execute(&mut admin)
+            .await
+            .unwrap_or_else(|e| panic!("{attack}: {e}"));
         let seen = drift(&mut operator).await;
         if !seen.iter().any(|finding| finding.contains(expected)) {
             wrong.push(format!("{attack}: expected {expected:?}, seen {seen:?}"));
@@ -96,7 +108,10 @@ async fn what_is_not_of_the_migrations_loses_its_rights_and_is_reported() {
         .await
         .unwrap();
     let done = restore(&mut operator).await.join("\n");
-    assert!(done.contains("row-level security of public.loot is not of the migrations; look at it and drop it"), "{done}");
+    assert!(
+        done.contains("row-level security of public.loot is not of the migrations; look at it and drop it"),
+        "{done}"
+    );
     assert!(done.contains("function app.peek() is not of the migrations"), "{done}");
     let granted: bool = sqlx::query_scalar("select has_table_privilege('agentapi_tenant', 'loot', 'select')")
         .fetch_one(&mut admin)
@@ -164,10 +179,8 @@ async fn the_repair_can_be_led_astray_by_nobody() {
     admin.execute(r#"create policy "x on sessions; drop table audit_log; --" on sessions using (true)"#).await.unwrap();
     assert_eq!(restore(&mut operator).await.len(), 1);
     assert_eq!(drift(&mut operator).await, Vec::<String>::new());
-    let there: bool = sqlx::query_scalar("select to_regclass('public.audit_log') is not null")
-        .fetch_one(&mut admin)
-        .await
-        .unwrap();
+    let there: bool =
+        sqlx::query_scalar("select to_regclass('public.audit_log') is not null").fetch_one(&mut admin).await.unwrap();
     assert!(there);
     // Many at the same time: one works, the others say that it does, and the end is right.
     for _ in 0..5 {
@@ -220,15 +233,27 @@ async fn the_probes_of_a_tenants_roles_see_each_fence_that_is_down() {
     assert_eq!(probe(&mut read_only, &world, false, "").await, Vec::<String>::new());
     for (role, broken, expected) in [
         (true, "alter table sessions disable row level security", "sessions: rows of another organization can be seen"),
-        (true, "alter table sessions disable row level security", "sessions: rows of another organization can be changed"),
-        (true, "alter table messages disable row level security", "messages: rows of another organization can be deleted"),
+        (
+            true,
+            "alter table sessions disable row level security",
+            "sessions: rows of another organization can be changed",
+        ),
+        (
+            true,
+            "alter table messages disable row level security",
+            "messages: rows of another organization can be deleted",
+        ),
         (true, "alter table messages disable row level security", "messages: a row for another organization passes"),
         (
             true,
             "create policy open on users for insert to agentapi_tenant with check (true)",
             "users: a row for another organization passes",
         ),
-        (false, "create policy open on messages for select using (true)", "messages: rows of another organization can be seen"),
+        (
+            false,
+            "create policy open on messages for select using (true)",
+            "messages: rows of another organization can be seen",
+        ),
         (
             false,
             "grant insert on workspaces to agentapi_tenant_ro; alter table workspaces disable row level security",

@@ -219,7 +219,8 @@ async fn record(context: &Context, organization: &Organization, probe: &str, mes
     let mut tx = context.postgres()?.begin().await.map_err(failed("begin a transaction"))?;
     let slug = organization.name_any();
     let detail = json!({ "probe": probe, "finding": message });
-    let entry = Entry { action: "organization.isolation-breached", target_kind: "Organization", target_id: &slug, detail };
+    let entry =
+        Entry { action: "organization.isolation-breached", target_kind: "Organization", target_id: &slug, detail };
     audit::record(&mut tx, Some(id), &entry).await?;
     tx.commit().await.map_err(failed("commit"))
 }

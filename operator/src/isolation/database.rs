@@ -32,8 +32,10 @@ pub async fn fences(context: &Context) -> Fences {
 
 async fn look(context: &Context) -> tenancy::Result<(Vec<String>, bool)> {
     let pool = context.postgres()?;
-    let mut findings: Vec<String> =
-        sqlx::query_scalar("select finding from fences.drift()").fetch_all(pool).await.map_err(failed("compare the fences"))?;
+    let mut findings: Vec<String> = sqlx::query_scalar("select finding from fences.drift()")
+        .fetch_all(pool)
+        .await
+        .map_err(failed("compare the fences"))?;
     let drifted = !findings.is_empty();
     let weak: Vec<String> =
         sqlx::query_scalar(CATALOGUE).fetch_all(pool).await.map_err(failed("read the catalogue"))?;
@@ -65,8 +67,7 @@ async fn try_login(context: &Context, slug: &str, password: &SecretString) -> te
         .username(roles.read.as_str())
         .password(password.expose_secret())
         .application_name("agentapi-operator isolation probe");
-    let mut connection =
-        PgConnection::connect_with(&options).await.map_err(failed("log in as the read-only role"))?;
+    let mut connection = PgConnection::connect_with(&options).await.map_err(failed("log in as the read-only role"))?;
     // The setting that makes this login's transactions read-only is a courtesy that an attacker switches off.
     let mut tx = connection.begin_with("begin read write").await.map_err(failed("begin a transaction"))?;
     let findings = sqlx::query_scalar("select app.probe_isolation()")

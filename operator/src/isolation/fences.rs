@@ -72,7 +72,8 @@ pub async fn before_organization(
     match inspect(context, organization, foundation, contents).await {
         Ok(inspection) => {
             let outcomes = inspection.outcomes();
-            let breached: Vec<_> = outcomes.into_iter().filter(|(probe, _)| inspection.findings.contains_key(probe)).collect();
+            let breached: Vec<_> =
+                outcomes.into_iter().filter(|(probe, _)| inspection.findings.contains_key(probe)).collect();
             settle(context, organization, &breached).await;
             remove_foreign(context, &inspection).await;
         }
@@ -118,7 +119,8 @@ pub async fn inspect(
     let known = known_policies(context, organization, contents);
     for policy in policies {
         if policy.metadata.deletion_timestamp.is_none() && !known.contains(&policy.name_any()) {
-            let finding = format!("NetworkPolicy {} is not the operator's; policies only ever add openings", policy.name_any());
+            let finding =
+                format!("NetworkPolicy {} is not the operator's; policies only ever add openings", policy.name_any());
             inspection.find(Probe::NetworkPolicies, finding);
             inspection.policies.push(policy);
         }
@@ -137,7 +139,9 @@ pub async fn inspect(
         if ours.iter().any(|wanted| wanted.name_any() == binding.name_any()) {
             continue;
         }
-        if let Some(subject) = binding.subjects.iter().flatten().find(|subject| is_reached_by_tenants(subject, &namespace)) {
+        if let Some(subject) =
+            binding.subjects.iter().flatten().find(|subject| is_reached_by_tenants(subject, &namespace))
+        {
             let finding = format!(
                 "RoleBinding {} gives {} {} the role {}",
                 binding.name_any(),
@@ -150,10 +154,13 @@ pub async fn inspect(
         }
     }
     if let Some(live) = context.stores.namespaces.get(&ObjectRef::new(&namespace)) {
-        for (label, value) in foundation.namespace.labels().iter().filter(|(label, _)| label.starts_with("pod-security")) {
+        for (label, value) in
+            foundation.namespace.labels().iter().filter(|(label, _)| label.starts_with("pod-security"))
+        {
             let shown = live.labels().get(label).map_or("missing", String::as_str);
             if shown != value && live.metadata.deletion_timestamp.is_none() {
-                inspection.find(Probe::PodSecurity, format!("label {label} of the namespace is {shown} and not {value}"));
+                inspection
+                    .find(Probe::PodSecurity, format!("label {label} of the namespace is {shown} and not {value}"));
             }
         }
     }
@@ -203,7 +210,8 @@ fn state_of<K: Applicable>(wanted: &K, live: Option<&K>, was_in_place: bool) -> 
 fn known_policies(context: &Context, organization: &Organization, contents: &Contents<Prepared>) -> Vec<String> {
     let name = organization.name_any();
     let workspaces = context.stores.workspaces.state_filter(|workspace| workspace.spec.organization_ref.name == name);
-    let mut known: Vec<String> = workspaces.iter().map(|workspace| names::pod_template(&workspace.name_any())).collect();
+    let mut known: Vec<String> =
+        workspaces.iter().map(|workspace| names::pod_template(&workspace.name_any())).collect();
     known.extend([contents.default_deny.name_any(), contents.session_traffic.name_any()]);
     known
 }
@@ -217,12 +225,11 @@ fn is_reached_by_tenants(subject: &Subject, namespace: &str) -> bool {
             of.starts_with("agentapi-") && of != names::SYSTEM_NAMESPACE
         }
         "Group" => {
-            ["system:authenticated", "system:unauthenticated", "system:serviceaccounts"].contains(&subject.name.as_str())
+            ["system:authenticated", "system:unauthenticated", "system:serviceaccounts"]
+                .contains(&subject.name.as_str())
                 || subject.name.strip_prefix("system:serviceaccounts:").is_some_and(|of| of.starts_with("agentapi-"))
         }
-        "User" => {
-            subject.name == "system:anonymous" || subject.name.starts_with("system:serviceaccount:agentapi-")
-        }
+        "User" => subject.name == "system:anonymous" || subject.name.starts_with("system:serviceaccount:agentapi-"),
         _ => false,
     }
 }
@@ -248,12 +255,8 @@ mod tests {
         #[case] namespace: Option<&str>,
         #[case] reached: bool,
     ) {
-        let subject = Subject {
-            kind: kind.into(),
-            name: name.into(),
-            namespace: namespace.map(Into::into),
-            api_group: None,
-        };
+        let subject =
+            Subject { kind: kind.into(), name: name.into(), namespace: namespace.map(Into::into), api_group: None };
         assert_eq!(is_reached_by_tenants(&subject, "agentapi-acme"), reached);
     }
 }

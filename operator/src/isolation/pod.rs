@@ -56,7 +56,8 @@ async fn run(context: &Context, slug: &str, workspace: Option<&Workspace>, image
 
 /// What an earlier round or an earlier leader left.
 async fn sweep(context: &Context, pods: &Api<Pod>) -> Result<()> {
-    let selector = format!("{}={},{}={}", names::LABEL_POOL, names::POOL_PROBE, names::LABEL_MANAGED_BY, names::OPERATOR);
+    let selector =
+        format!("{}={},{}={}", names::LABEL_POOL, names::POOL_PROBE, names::LABEL_MANAGED_BY, names::OPERATOR);
     context.applier.sweep(pods, &selector, |_| false).await
 }
 
@@ -227,7 +228,9 @@ fn judge(message: &str, targets: &Targets) -> Outcome {
     }
     // Only now: a network that lets nothing through looks like isolation.
     if report.results.get(CONTROL).map(String::as_str) != Some("open") {
-        return Outcome::unknown(format!("{CONTROL} can't be reached either, so that nothing is proved; is there DNS?"));
+        return Outcome::unknown(format!(
+            "{CONTROL} can't be reached either, so that nothing is proved; is there DNS?"
+        ));
     }
     if !unclear.is_empty() {
         return Outcome::unknown(unclear.join("; "));

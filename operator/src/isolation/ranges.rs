@@ -1,18 +1,40 @@
 //! The ranges of pods, Services and nodes, which no Workspace may open by address: from the chart's values and from the
 //! cluster, as far as it tells. Reads nodes and ServiceCIDRs.
 use crate::{
+    apply::Applicable,
     context::Context,
     egress::{Cidr, Closed},
+    error::{Error, Result},
 };
-use k8s_openapi::api::{core::v1::Node, networking::v1::ServiceCIDR};
-use kube::{Api, api::ListParams, runtime::reflector::ObjectRef};
-use std::net::IpAddr;
+use k8s_openapi::{
+    ClusterResourceScope,
+    api::{core::v1::Node, networking::v1::ServiceCIDR},
+};
+use kube::{Api, Resource, api::ListParams, runtime::reflector::ObjectRef};
+use std::{net::IpAddr, time::Duration};
 
 /// More ranges than this are covered by one that holds them all: a policy with thousands of exceptions helps nobody.
 const MOST: usize = 64;
 
-/// Look again, and reconcile the Workspaces when something is different.
-pub async fn refresh(context: &Context) {
+/// The first look: a policy that is built without the ranges would open them for a moment.
+pub async fn first(context: &Context) {
+    for _ in 0..10 {
+        if refresh(context).await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    tracing::error!("the cluster does not tell its ranges; only CLUSTER_RANGES are closed to Workspaces for now");
+}
+
+/// Look again, and reconcile the Workspaces when something is different. False: the cluster did not answer, and what was
+/// known stays.
+pub async fn refresh(context: &Context) -> bool {
+    let Ok(discovered) =
+        discovered(context).await.inspect_err(|error| tracing::warn!(%error, "can't read the cluster's ranges"))
+    else {
+        return false;
+    };
     let mut ranges: Vec<Cidr> = Vec::new();
     for text in &context.config.cluster_ranges {
         match text.parse() {
@@ -21,30 +43,36 @@ pub async fn refresh(context: &Context) {
         }
     }
     ranges.extend(std::env::var("KUBERNETES_SERVICE_HOST").ok().and_then(|host| host.parse().ok()).map(Cidr::host));
-    ranges.extend(covered(discovered(context).await));
+    ranges.extend(covered(discovered));
     if context.isolation.set_closed(Closed::new(ranges, &context.config.system_namespace)) {
         tracing::info!(closed = ?context.closed(), "ranges that no Workspace may open");
         for workspace in context.stores.workspaces.state() {
             let _ = context.triggers.workspaces.unbounded_send(ObjectRef::from_obj(&*workspace));
         }
     }
+    true
 }
 
-async fn discovered(context: &Context) -> Vec<Cidr> {
-    let mut ranges = Vec::new();
-    match Api::<Node>::all(context.client.clone()).list(&ListParams::default()).await {
-        Ok(nodes) => ranges.extend(nodes.items.iter().flat_map(of_node)),
-        Err(error) => tracing::debug!(%error, "can't list nodes; only the values of the chart say where pods are"),
+async fn discovered(context: &Context) -> Result<Vec<Cidr>> {
+    let nodes: Vec<Node> = list(context).await?;
+    let services: Vec<ServiceCIDR> = list(context).await?;
+    let services = services.iter().filter_map(|range| range.spec.as_ref()).flat_map(|spec| spec.cidrs.iter().flatten());
+    Ok(nodes.iter().flat_map(of_node).chain(services.filter_map(|cidr| cidr.parse().ok())).collect())
+}
+
+/// Nothing, where we have no right or where Kubernetes is older than the kind (ServiceCIDR: 1.33).
+async fn list<K: Applicable>(context: &Context) -> Result<Vec<K>>
+where
+    K: Resource<Scope = ClusterResourceScope>,
+{
+    match Api::<K>::all(context.client.clone()).list(&ListParams::default()).await {
+        Ok(list) => Ok(list.items),
+        Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
+            tracing::debug!(kind = %K::kind(&()), "can't be listed; the chart's values have to say it");
+            Ok(Vec::new())
+        }
+        Err(error) => Err(Error::kube("list", &K::kind(&()), "all", error)),
     }
-    match Api::<ServiceCIDR>::all(context.client.clone()).list(&ListParams::default()).await {
-        Ok(services) => ranges.extend(
-            services.items.iter().filter_map(|range| range.spec.as_ref()).flat_map(|spec| {
-                spec.cidrs.iter().flatten().filter_map(|cidr| cidr.parse().ok()).collect::<Vec<Cidr>>()
-            }),
-        ),
-        Err(error) => tracing::debug!(%error, "can't list ServiceCIDRs; Kubernetes has them from 1.33 on"),
-    }
-    ranges
 }
 
 fn of_node(node: &Node) -> Vec<Cidr> {

@@ -76,7 +76,9 @@ pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
         context.metrics.keep_isolation(&organizations.iter().map(|organization| organization.name_any()).collect());
         if !busy.contains("shared") && shared.is("shared", now, period) {
             busy.insert("shared".to_owned());
-            running.spawn(limited(context.clone(), "shared".to_owned(), |context| async move { shared_round(&context).await }));
+            running.spawn(limited(context.clone(), "shared".to_owned(), |context| async move {
+                shared_round(&context).await
+            }));
         }
         for organization in organizations.into_iter().filter(|organization| fences::is_in_place(organization)) {
             let name = organization.name_any();
@@ -168,7 +170,8 @@ async fn round_of(context: &Context, client: &reqwest::Client, organization: &Or
         }
     }
     let namespace = names::tenant_namespace(&tenant.slug);
-    let other = context.stores.organizations.state().iter().map(|other| other.name_any()).find(|name| *name != tenant.slug);
+    let other =
+        context.stores.organizations.state().iter().map(|other| other.name_any()).find(|name| *name != tenant.slug);
     let other = other.map(|name| names::tenant_namespace(&name));
     let mut found = vec![(Probe::ServiceAccounts, access::probe(context, &namespace, other.as_deref()).await)];
     if is_in_postgres(organization) {

@@ -319,7 +319,8 @@ fn egress_rule(opening: &Opening) -> NetworkPolicyEgressRule {
         Destination::Addresses(range, except) => NetworkPolicyPeer {
             ip_block: Some(IPBlock {
                 cidr: range.to_string(),
-                except: Some(except.iter().map(ToString::to_string).collect::<Vec<_>>()).filter(|list| !list.is_empty()),
+                except: Some(except.iter().map(ToString::to_string).collect::<Vec<_>>())
+                    .filter(|list| !list.is_empty()),
             }),
             ..NetworkPolicyPeer::default()
         },
