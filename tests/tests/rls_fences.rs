@@ -274,3 +274,19 @@ async fn the_probes_of_a_tenants_roles_see_each_fence_that_is_down() {
         sqlx::query_scalar("select app.probe_isolation()").fetch_all(&mut read_only).await.unwrap();
     assert!(found.iter().any(|finding| finding == "the login can become org_globex"), "{found:?}");
 }
+
+/// An operator that restarts runs `migrate` first: what somebody weakened must not become the rule by that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_does_not_make_a_weak_fence_the_rule() {
+    let db = Database::create().await.unwrap();
+    let mut admin = db.connect(&db.admin_url()).await.unwrap();
+    let mut operator = db.connect(&db.operator_url()).await.unwrap();
+    admin.execute("drop policy sessions_read on sessions").await.unwrap();
+    agentapi_operator::migrate::run(&db.server().migrate_config(db.name())).await.unwrap();
+    assert_eq!(drift(&mut operator).await, ["policy sessions_read on public.sessions is missing"]);
+    // Without a snapshot, as after a migration that has failed, the next run that succeeds takes one.
+    restore(&mut operator).await;
+    admin.execute("delete from fences.snapshot").await.unwrap();
+    agentapi_operator::migrate::run(&db.server().migrate_config(db.name())).await.unwrap();
+    assert_eq!(drift(&mut operator).await, Vec::<String>::new());
+}
