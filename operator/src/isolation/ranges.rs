@@ -61,9 +61,9 @@ async fn discovered(context: &Context) -> Result<Vec<Cidr>> {
 }
 
 /// Nothing, where we have no right or where Kubernetes is older than the kind (ServiceCIDR: 1.33).
-async fn list<K: Applicable>(context: &Context) -> Result<Vec<K>>
+async fn list<K>(context: &Context) -> Result<Vec<K>>
 where
-    K: Resource<Scope = ClusterResourceScope>,
+    K: Applicable + Resource<Scope = ClusterResourceScope>,
 {
     match Api::<K>::all(context.client.clone()).list(&ListParams::default()).await {
         Ok(list) => Ok(list.items),
