@@ -60,6 +60,7 @@ impl Cidr {
     }
 
     /// The smallest range around this one and another of its family.
+    #[must_use]
     pub fn around(self, other: &Self) -> Self {
         let mut around = self;
         while !around.contains(other) && around.length > 0 {

@@ -72,10 +72,9 @@ async fn wait(pods: &Api<Pod>, name: &str) -> Result<Ended> {
         let live = pods.get_opt(name).await.map_err(|error| Error::kube("get", "Pod", name, error))?;
         let Some(live) = live else { return Ok(Ended::Silent("somebody deleted it".into())) };
         if has_ended(&live) {
-            let containers = live.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
-            let message = containers
-                .filter_map(|container| container.state.as_ref()?.terminated.as_ref()?.message.clone())
-                .next();
+            let mut containers = live.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+            let message =
+                containers.find_map(|container| container.state.as_ref()?.terminated.as_ref()?.message.clone());
             return Ok(message.map_or_else(|| Ended::Silent("it ended without a result".into()), Ended::Said));
         }
         if Instant::now() > deadline {

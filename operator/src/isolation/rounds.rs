@@ -77,7 +77,7 @@ pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
         if !busy.contains("shared") && shared.is("shared", now, period) {
             busy.insert("shared".to_owned());
             running.spawn(limited(context.clone(), "shared".to_owned(), |context| async move {
-                shared_round(&context).await
+                shared_round(&context).await;
             }));
         }
         for organization in organizations.into_iter().filter(|organization| fences::is_in_place(organization)) {
