@@ -122,8 +122,12 @@ fn specs() {
         let mut behaviour = 0_u64;
         if let Some(found) = object::<Workspace>("Workspace", input) {
             let wanted = found.spec.agent.env.clone();
-            let built =
-                workspace::build::build(&found, &workspace::tests::accepted(), &workspace::tests::surroundings());
+            let built = workspace::build::build(
+                &found,
+                &workspace::tests::accepted(),
+                &workspace::tests::surroundings(),
+                &workspace::tests::egress(),
+            );
             let pod = built.template.template.unwrap().spec.unwrap();
             // What a pod gets is what was written, whatever Kubernetes would expand.
             for (variable, wanted) in pod.containers[0].env.iter().flatten().rev().zip(wanted.iter().rev()) {

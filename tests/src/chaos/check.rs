@@ -22,7 +22,7 @@ pub(super) async fn all(cluster: &Cluster, work: &Work) -> Result<usize> {
     .await?;
     let found = messages(work).await? + audit(cluster, work)?;
     tenants_apart(cluster, &work.run)?;
-    let findings = sql(cluster, include_str!("../pg/catalogue.sql"))?;
+    let findings = sql(cluster, agentapi_operator::isolation::CATALOGUE)?;
     ensure!(findings.is_empty(), "the catalogue: {findings}");
     Ok(found)
 }
