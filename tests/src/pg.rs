@@ -13,12 +13,12 @@ use agentapi_operator::migrate::{self, MigrateConfig};
 use anyhow::{Context, Result, bail};
 use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -35,6 +35,10 @@ pub use world::World;
 pub struct ServerOptions {
     /// Write every statement to the log, for tests that look for secrets in it.
     pub log_statements: bool,
+    /// Keep what was committed through a crash, as a server in production does. It costs time.
+    pub durable: bool,
+    /// More settings: `-c` and `name=value`.
+    pub settings: &'static [&'static str],
 }
 
 /// A Postgres that goes away with this value, or with the process.
@@ -44,9 +48,16 @@ pub struct Server {
     directory: PathBuf,
     password: String,
     process: Child,
+    control: Mutex<Option<ChildStdin>>,
     template: tokio::sync::OnceCell<()>,
     databases: AtomicU32,
 }
+
+/// For tests that lose nothing when the machine stops: they are gone then.
+const QUICK: &[&str] = &["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "synchronous_commit=off"];
+const DURABLE: &[&str] = &["-c", "fsync=on", "-c", "full_page_writes=on", "-c", "synchronous_commit=on"];
+/// What `server.sh` writes to the log when it has killed the server.
+const CRASHED: &str = "server.sh: killed";
 
 static SHARED: tokio::sync::OnceCell<Arc<Server>> = tokio::sync::OnceCell::const_new();
 
@@ -82,6 +93,8 @@ impl Server {
             .args(["-c", include_str!("pg/server.sh"), "server.sh"])
             .arg(&bin)
             .arg(port.to_string())
+            .args(if options.durable { DURABLE } else { QUICK })
+            .args(options.settings)
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("LC_ALL", "C.UTF-8")
@@ -101,6 +114,7 @@ impl Server {
         }
         let directory = PathBuf::from(line.trim());
         Ok(Server {
+            control: Mutex::new(process.stdin.take()),
             port,
             directory,
             password,
@@ -130,6 +144,23 @@ impl Server {
             }
             sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Kills the server, without a word (SIGKILL), and starts it again on what is on the disk.
+    pub async fn crash(&self) -> Result<()> {
+        let crashes = || anyhow::Ok(self.log()?.matches(CRASHED).count());
+        let before = crashes()?;
+        {
+            let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+            control.as_mut().context("the server is going")?.write_all(b"crash\n")?;
+        }
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while crashes()? == before {
+            anyhow::ensure!(Instant::now() < deadline, "the server was not killed");
+            sleep(Duration::from_millis(10)).await;
+        }
+        anyhow::ensure!(self.wait_until_up().await?, "another process took the port");
+        Ok(())
     }
 
     /// What the server has logged so far.
@@ -174,7 +205,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // The end of its standard input tells the script to clean up.
-        drop(self.process.stdin.take());
+        drop(self.control.lock().unwrap_or_else(PoisonError::into_inner).take());
         let _ = self.process.wait();
     }
 }
@@ -278,7 +309,7 @@ fn is_root() -> bool {
 }
 
 /// Where `initdb` and `postgres` are: `AGENTAPI_TEST_PG_BIN`, or Debian's place.
-fn bin_dir() -> Result<PathBuf> {
+pub fn bin_dir() -> Result<PathBuf> {
     let candidates = std::env::var_os("AGENTAPI_TEST_PG_BIN")
         .map(PathBuf::from)
         .into_iter()

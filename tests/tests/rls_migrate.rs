@@ -7,7 +7,7 @@ use sqlx::{Connection, Executor, PgConnection};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn four_at_once_then_again() {
-    let server = Server::start(ServerOptions { log_statements: true }).await.unwrap();
+    let server = Server::start(ServerOptions { log_statements: true, ..ServerOptions::default() }).await.unwrap();
     let config = server.migrate_config("agentapi");
     let runs = futures::future::join_all((0..4).map(|_| migrate::run(&config))).await;
     let reports: Vec<Report> = runs.into_iter().map(Result::unwrap).collect();

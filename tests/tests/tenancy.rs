@@ -30,7 +30,7 @@ struct Fixture {
 impl Fixture {
     /// Roles belong to the server: a server of its own.
     async fn new() -> Self {
-        let server = Server::start(ServerOptions { log_statements: true }).await.unwrap();
+        let server = Server::start(ServerOptions { log_statements: true, ..ServerOptions::default() }).await.unwrap();
         let database = Database::create_on(server.clone()).await.unwrap();
         let pool = tenancy::pool(&SecretString::from(database.operator_url())).unwrap();
         let metrics = Metrics::new().unwrap();

@@ -132,6 +132,6 @@ select t.tgrelid::regclass || ': trigger ' || t.tgname || ' is switched off' fro
 where t.tgenabled <> 'O'
 union all
 select 'audit_log: trigger ' || wanted || ' is missing'
-from unnest('{audit_log_1_who,audit_log_2_chain,audit_log_append_only}'::text[]) wanted
+from unnest('{audit_log_2_chain,audit_log_append_only}'::text[]) wanted
 where not exists (select from pg_trigger where tgrelid = to_regclass('public.audit_log') and tgname = wanted)
 order by 1

@@ -57,6 +57,7 @@ const TABLE: &[(&str, Class, Activity, Severity, bool)] = &[
     ("organization.delete", ApiActivity, DELETE, Medium, true),
     ("organization.rotate-data-key", ApiActivity, UPDATE, Low, true),
     ("organization.rotate-credentials", AccountChange, PASSWORD_CHANGE, Low, true),
+    ("organization.rotate-data-key", ApiActivity, UPDATE, Low, true),
     ("workspace.create", ApiActivity, CREATE, Low, true),
     ("workspace.update", ApiActivity, UPDATE, Low, true),
     ("workspace.delete", ApiActivity, DELETE, Low, true),
