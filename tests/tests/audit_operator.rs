@@ -10,6 +10,8 @@ use agentapi_crds::common::DeletionPolicy;
 use agentapi_operator::envelope::{MasterKey, MasterKeys};
 use agentapi_operator::metrics::Metrics;
 use agentapi_operator::records::{self, ConnectionRow, PolicyRow, Record, WorkspaceRow};
+use agentapi_operator::signing::Signer;
+use agentapi_operator::tenancy::offboarding::{Leaving, Outcome, step};
 use agentapi_operator::tenancy::{self, names::TenantRoles, organization::Tenant};
 use agentapi_runtime::audit::chain::{Row, jsonb_text, verify};
 use agentapi_runtime::store::audit::{chain, heads};
@@ -26,6 +28,7 @@ struct Fixture {
     pool: PgPool,
     metrics: Arc<Metrics>,
     master: MasterKeys,
+    signer: Signer,
 }
 
 impl Fixture {
@@ -33,7 +36,9 @@ impl Fixture {
     async fn new() -> Result<Self> {
         let db = Database::create_on(Server::start(ServerOptions::default()).await?).await?;
         let pool = tenancy::pool(&SecretString::from(db.operator_url()))?;
-        Ok(Self { db, pool, metrics: Metrics::new()?, master: MasterKey::new(&[7; 32])?.into() })
+        let document = agentapi_tests::serve::pem(&agentapi_tests::serve::idp::ed25519()?.0);
+        let signer = Signer::from_pem(document.as_bytes())?;
+        Ok(Self { signer, db, pool, metrics: Metrics::new()?, master: MasterKey::new(&[7; 32])?.into() })
     }
 
     async fn ensure(&self, tenant: &Tenant) -> Result<()> {
@@ -47,6 +52,20 @@ impl Fixture {
 
     async fn remove<R: Record>(&self, id: Uuid) -> Result<()> {
         Ok(records::remove::<R>(&self.pool, id, &self.metrics).await?)
+    }
+
+    /// The organization leaves, to its receipt.
+    async fn offboard(&self, tenant: &Tenant) -> Result<()> {
+        let now = jiff::Timestamp::now();
+        let (id, slug, policy) = (tenant.id, tenant.slug.clone(), tenant.deletion_policy);
+        let leaving = Leaving { id, slug, policy, requested_at: now, drain_until: now };
+        loop {
+            match step(&self.pool, &leaving, &self.signer, now, async || None).await? {
+                Outcome::Did(_) => {}
+                Outcome::Receipt(_) => return Ok(()),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     /// The organization's log, which is whole.
@@ -139,8 +158,8 @@ fn configurations(rows: &[Row], before: &BTreeMap<String, Value>) -> Vec<String>
                 kind => format!("{kind}/{}", row.detail["id"].as_str().unwrap_or_default()),
             };
             match verb {
-                // The row comes before the organization goes.
-                "delete" if element == "Organization" => {}
+                "offboard.rows" if !row.detail["deleted"].is_null() => elements.clone_from(before),
+                "offboard.rows" => drop(elements.remove("Organization")),
                 "delete" => drop(elements.remove(&element)),
                 "create" | "update" | "repair" => drop(elements.insert(element, row.detail["generation"].clone())),
                 _ => {}
@@ -222,7 +241,7 @@ async fn a_global_policy_is_in_the_log_of_everybody_whom_it_binds() -> Result<()
     for tenant in [&acme, &globex, &gone] {
         fixture.ensure(tenant).await?;
     }
-    tenancy::organization::remove(&fixture.pool, gone.id, "gone", DeletionPolicy::Retain, &fixture.metrics).await?;
+    fixture.offboard(&gone).await?;
     let (mut seen_acme, mut seen_globex, before_gone) = (1, 1, fixture.log(gone.id).await?);
     let mut global = policy(None, "all");
     fixture.write(&global).await?;
@@ -318,24 +337,23 @@ async fn what_is_rolled_back_leaves_neither_row_nor_digest() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_survives_its_organization_and_ends_with_its_deletion() -> Result<()> {
     let fixture = Fixture::new().await?;
-    let document = agentapi_tests::serve::pem(&agentapi_tests::serve::idp::ed25519()?.0);
-    let signer = agentapi_operator::signing::Signer::from_pem(document.as_bytes())?;
     let now = jiff::Timestamp::now();
     for (slug, policy) in [("kept", DeletionPolicy::Retain), ("gone", DeletionPolicy::Delete)] {
         let tenant = Tenant { deletion_policy: policy, ..tenant(slug) };
         fixture.ensure(&tenant).await?;
         fixture.write(&workspace(tenant.id, "web")).await?;
-        agentapi_operator::checkpoints::make(&fixture.pool, &signer, now, &fixture.metrics).await?;
+        agentapi_operator::checkpoints::make(&fixture.pool, &fixture.signer, now, &fixture.metrics).await?;
         let before = fixture.log(tenant.id).await?;
         for _ in 0..2 {
-            tenancy::organization::remove(&fixture.pool, tenant.id, slug, policy, &fixture.metrics).await?;
+            fixture.offboard(&tenant).await?;
         }
         let after = fixture.log(tenant.id).await?;
         assert_eq!(after[..before.len()], before, "{slug}");
         let last: Vec<_> = after[before.len()..].iter().map(|row| row.action.as_str()).collect();
-        assert_eq!(last, ["organization.delete"], "{slug}");
+        assert_eq!(last.len(), 7, "{last:?}");
+        assert_eq!((last[0], last[6]), ("organization.offboard.refuse", "organization.delete"), "{slug}");
         assert_digests(&after, &BTreeMap::new());
-        assert_eq!(agentapi_operator::checkpoints::make(&fixture.pool, &signer, now, &fixture.metrics).await?, 1);
+        assert_eq!(agentapi_operator::checkpoints::make(&fixture.pool, &fixture.signer, now, &fixture.metrics).await?, 1);
         let mut admin = PgConnection::connect(&fixture.db.admin_url()).await?;
         let newest: i64 = sqlx::query_scalar("select max(seq) from audit_checkpoints where org_id = $1")
             .bind(tenant.id)

@@ -117,7 +117,7 @@ proptest! {
         let checkpoints = Known { checkpoints: vec![checkpoint(rows.last().unwrap())], ..Known::default() };
         for known in [head, checkpoints] {
             let refused = verify(export(&rows[..left]).as_bytes(), &known).unwrap_err();
-            prop_assert!(matches!(refused, Refused::CutOff { found, .. } if found == left as i64), "{}", refused);
+            prop_assert!(matches!(refused, Refused::CutOff { found, .. } if usize::try_from(found) == Ok(left)), "{}", refused);
             prop_assert!(refused.is_fault());
         }
     }
