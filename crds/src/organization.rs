@@ -23,6 +23,8 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Isolated", type_ = "string", json_path = ".status.conditions[?(@.type==\"IsolationVerified\")].status"),
     printcolumn(name = "Sessions", type_ = "integer", json_path = ".status.usage.sessions"),
+    printcolumn(name = "CPU", type_ = "string", json_path = ".status.usage.cpu", priority = "1"),
+    printcolumn(name = "Memory", type_ = "string", json_path = ".status.usage.memory", priority = "1"),
     printcolumn(name = "Workspaces", type_ = "integer", json_path = ".status.usage.workspaces", priority = "1"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -126,6 +128,31 @@ pub struct Quota {
     #[serde(default = "default_storage")]
     #[x_kube(validation = ("isQuantity(string(self)) && !quantity(string(self)).isLessThan(quantity('0'))", "storage is a quantity that is not negative, for example 16Gi"))]
     pub storage: Quantity,
+    /// Requests per second of all users together. Left out: the platform's default (Helm value `runtime.limits`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub requests_per_second: Option<i32>,
+    /// Requests that are let in at once after a pause. Left out: two seconds' worth of `requestsPerSecond`, or the platform's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub burst: Option<i32>,
+    /// The same for each user, so that one can't use up what is there for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_user: Option<RequestRate>,
+}
+
+/// How many requests are let in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestRate {
+    /// Requests per second. Left out: the platform's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub requests_per_second: Option<i32>,
+    /// Requests that are let in at once after a pause. Left out: two seconds' worth of `requestsPerSecond`, or the platform's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub burst: Option<i32>,
 }
 
 impl Default for Quota {
@@ -136,6 +163,9 @@ impl Default for Quota {
             cpu: default_cpu(),
             memory: default_memory(),
             storage: default_storage(),
+            requests_per_second: None,
+            burst: None,
+            per_user: None,
         }
     }
 }
@@ -185,13 +215,22 @@ pub struct OrganizationStatus {
 }
 
 /// What an Organization uses now.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Usage {
     /// Workspaces.
     pub workspaces: i32,
     /// Sessions that have not ended.
     pub sessions: i32,
+    /// CPU limits of all pods together, warm ones too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Quantity>,
+    /// Memory limits of all pods together, warm ones too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Quantity>,
+    /// Storage of all volumes together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<Quantity>,
 }
 
 impl Organization {

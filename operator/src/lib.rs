@@ -31,3 +31,4 @@ pub mod status;
 pub mod system;
 pub mod telemetry;
 pub mod tenancy;
+pub mod usage;

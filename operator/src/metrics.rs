@@ -1,7 +1,9 @@
 //! Prometheus metrics of the operator. A writes counter makes "nothing is written at steady state" observable.
 use agentapi_crds::isolation::ProbeResult;
+use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 use std::{
     collections::{BTreeSet, HashSet},
@@ -27,6 +29,8 @@ pub struct Metrics {
     isolation_breaches: IntCounterVec,
     /// Organization and probe that have a line in the three above.
     isolation_lines: Arc<Mutex<BTreeSet<(String, &'static str)>>>,
+    quota_used: GaugeVec,
+    quota_limit: GaugeVec,
 }
 
 impl Metrics {
@@ -74,6 +78,13 @@ impl Metrics {
             "Breaches of the isolation that were found, also those that were repaired at once.",
             &["organization", "probe"],
         )?;
+        let quota = |name: &str, help: &str| {
+            let gauge = GaugeVec::new(Opts::new(name, help), &["organization", "resource"])?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let quota_used = quota("agentapi_quota_used", "What an organization uses: a number, cores or bytes.")?;
+        let quota_limit = quota("agentapi_quota_limit", "What an organization may use: a number, cores or bytes.")?;
         Ok(Arc::new(Self {
             registry,
             writes,
@@ -86,6 +97,8 @@ impl Metrics {
             isolation_time,
             isolation_breaches,
             isolation_lines: Arc::default(),
+            quota_used,
+            quota_limit,
         }))
     }
 
@@ -150,6 +163,29 @@ impl Metrics {
             }
             stays
         });
+    }
+
+    /// What an organization uses, and may use.
+    pub fn quota(&self, organization: &str, resource: &str, used: f64, limit: f64) {
+        self.quota_used.with_label_values(&[organization, resource]).set(used);
+        self.quota_limit.with_label_values(&[organization, resource]).set(limit);
+    }
+
+    /// Forgets what organizations used that are gone.
+    pub fn keep_quotas(&self, lives: impl Fn(&str) -> bool) {
+        for gauge in [&self.quota_used, &self.quota_limit] {
+            for metric in gauge.collect().iter().flat_map(|family| family.get_metric().to_vec()) {
+                let label = |name: &str| {
+                    let found = metric.get_label().iter().find(|label| label.name() == name);
+                    found.map(|label| label.value().to_owned()).unwrap_or_default()
+                };
+                let (organization, resource) = (label("organization"), label("resource"));
+                if !lives(&organization) {
+                    // Only this loop removes series.
+                    let _ = gauge.remove_label_values(&[organization.as_str(), resource.as_str()]);
+                }
+            }
+        }
     }
 
     /// The text that Prometheus scrapes.

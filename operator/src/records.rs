@@ -8,6 +8,7 @@ use crate::{
 use serde::Serialize;
 use serde_json::{Value, json};
 use sqlx::{PgConnection, PgPool, Row, postgres::PgRow};
+use std::collections::HashMap;
 use uuid::Uuid;
 
 /// A row that stands for a resource. It goes to Postgres as one JSON object whose fields are the columns.
@@ -312,6 +313,15 @@ pub async fn active_policy_generation(pool: &PgPool, id: Uuid) -> Result<Option<
         .fetch_optional(pool)
         .await
         .map_err(failed("read the policy's row"))
+}
+
+/// How many sessions have not ended, by organization.
+pub async fn live_sessions(pool: &PgPool) -> Result<HashMap<Uuid, i64>> {
+    sqlx::query_as("select org_id, count(*) from sessions where ended_at is null group by org_id")
+        .fetch_all(pool)
+        .await
+        .map(|rows: Vec<(Uuid, i64)>| rows.into_iter().collect())
+        .map_err(failed("count sessions"))
 }
 
 /// A live organization as Postgres has it.

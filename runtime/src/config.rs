@@ -1,6 +1,7 @@
 //! Settings of `agentapi-runtime serve`, from flags or the environment (Helm sets the environment).
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use secrecy::SecretString;
 
 use crate::audit::proxies::Cidr;
 use crate::auth::jwks::JwksLimits;
+use crate::http::rate_limit::RateDefaults;
+use crate::store::identity::Rate;
 
 /// What `serve` is told.
 #[derive(Debug, Clone, Args)]
@@ -56,6 +59,40 @@ pub struct ServeConfig {
     /// Seconds between two looks at unfinished sessions.
     #[arg(long, env = "AGENTAPI_RECONCILE_SECONDS", default_value_t = 5)]
     pub reconcile_seconds: u64,
+    /// Requests per second of an organization that sets no limit of its own.
+    #[arg(long, env = "AGENTAPI_ORGANIZATION_REQUESTS_PER_SECOND", default_value_t = 100)]
+    pub organization_requests_per_second: u32,
+    /// Requests of such an organization that are let in at once.
+    #[arg(long, env = "AGENTAPI_ORGANIZATION_BURST", default_value_t = 200)]
+    pub organization_burst: u32,
+    /// Requests per second of each user, in an organization that sets no limit of its own.
+    #[arg(long, env = "AGENTAPI_USER_REQUESTS_PER_SECOND", default_value_t = 50)]
+    pub user_requests_per_second: u32,
+    /// Requests of such a user that are let in at once.
+    #[arg(long, env = "AGENTAPI_USER_BURST", default_value_t = 100)]
+    pub user_burst: u32,
+    /// Requests per second from one address that may fail to authenticate.
+    #[arg(long, env = "AGENTAPI_FAILED_AUTHENTICATIONS_PER_SECOND", default_value_t = 10)]
+    pub failed_authentications_per_second: u32,
+    /// Such requests that are answered with 401 at once; more are answered with 429.
+    #[arg(long, env = "AGENTAPI_FAILED_AUTHENTICATIONS_BURST", default_value_t = 50)]
+    pub failed_authentications_burst: u32,
+    /// Replicas that share these limits: each lets in its part.
+    #[arg(long, env = "AGENTAPI_REPLICAS", default_value = "1")]
+    pub replicas: NonZeroU32,
+    /// Seconds after which a connection without a request is closed.
+    #[arg(long, env = "AGENTAPI_HTTP_IDLE_SECONDS", default_value_t = 75)]
+    pub http_idle_seconds: u64,
+    /// Whether a pod's transcript is taken only from the address that Kubernetes knows the pod by. Switch it off where
+    /// pods reach the API through a proxy or address translation.
+    #[arg(long, env = "AGENTAPI_CHECK_POD_ADDRESS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub check_pod_address: bool,
+    /// Most bytes of text in one session's transcript.
+    #[arg(long, env = "AGENTAPI_SESSION_TRANSCRIPT_BYTES", default_value_t = 64 << 20)]
+    pub session_transcript_bytes: u64,
+    /// Most bytes of text in all transcripts of an organization.
+    #[arg(long, env = "AGENTAPI_ORGANIZATION_TRANSCRIPT_BYTES", default_value_t = 10 << 30)]
+    pub organization_transcript_bytes: u64,
     /// Seconds within which a session must be running.
     #[arg(long, env = "AGENTAPI_START_DEADLINE_SECONDS", default_value_t = 120)]
     pub start_deadline_seconds: u64,
@@ -68,6 +105,17 @@ impl ServeConfig {
             ttl: Duration::from_secs(self.jwks_ttl_seconds),
             min_refresh: Duration::from_secs(self.jwks_min_refresh_seconds),
             max_stale: Duration::from_secs(self.jwks_max_stale_seconds),
+        }
+    }
+
+    /// Limits of request rates where organizations set none.
+    pub fn rate_defaults(&self) -> RateDefaults {
+        let rate = |per_second: u32, burst| Rate { per_second: f64::from(per_second.max(1)), burst };
+        RateDefaults {
+            organization: rate(self.organization_requests_per_second, self.organization_burst),
+            user: rate(self.user_requests_per_second, self.user_burst),
+            failures: rate(self.failed_authentications_per_second, self.failed_authentications_burst),
+            replicas: self.replicas,
         }
     }
 

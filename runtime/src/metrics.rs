@@ -1,9 +1,10 @@
-//! Prometheus metrics, served on their own port. Labels are route templates and fixed words, never ids or names of
-//! tenants: their number is bounded. May touch: memory.
+//! Prometheus metrics, served on their own port. Labels are route templates, fixed words and, in one metric, names of
+//! organizations that exist: their number is bounded. May touch: memory.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::core::Collector;
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -31,6 +32,7 @@ struct Inner {
     session_start_seconds: HistogramVec,
     sessions_ended: IntCounterVec,
     quota_refusals: IntCounterVec,
+    throttled: IntCounterVec,
     reconciler_leader: IntGauge,
     sessions: IntGaugeVec,
 }
@@ -98,6 +100,12 @@ impl Metrics {
                 &["reason"],
             )?,
             quota_refusals: counter("agentapi_quota_refusals_total", "Sessions refused, by quota.", &["quota"])?,
+            throttled: counter(
+                "agentapi_requests_throttled_total",
+                "Requests answered with 429, by organization and limit: organization, user, concurrency; of an address \
+                 that does not authenticate, without an organization.",
+                &["organization", "kind"],
+            )?,
             reconciler_leader: gauge("agentapi_session_reconciler_leader", "1 on the replica that runs the loop.")?,
             sessions,
         };
@@ -157,15 +165,43 @@ impl Metrics {
         self.inner.quota_refusals.with_label_values(&[quota]).inc();
     }
 
-    /// Whether this replica runs the session loop.
+    /// A request was refused because of a rate.
+    pub fn throttled(&self, organization: &str, kind: &str) {
+        self.inner.throttled.with_label_values(&[organization, kind]).inc();
+    }
+
+    /// Forgets what was told of organizations that are gone.
+    pub fn keep_organizations(&self, lives: impl Fn(&str) -> bool) {
+        let told: Vec<[String; 2]> = self.inner.throttled.collect().iter().flat_map(labels).collect();
+        for [organization, kind] in told {
+            if !organization.is_empty() && !lives(&organization) {
+                // Somebody else may have been faster.
+                let _ = self.inner.throttled.remove_label_values(&[organization.as_str(), kind.as_str()]);
+            }
+        }
+    }
+
+    /// Whether this replica runs the session loop. Who does not has counted nothing.
     pub fn leading(&self, leading: bool) {
         self.inner.reconciler_leader.set(i64::from(leading));
+        if !leading {
+            self.inner.sessions.reset();
+        }
     }
 
     /// Sessions per phase, as the leading replica counted them.
     pub fn sessions(&self, phase: &str, count: i64) {
         self.inner.sessions.with_label_values(&[phase]).set(count);
     }
+}
+
+/// Organization and kind of each series of such a family.
+fn labels(family: &prometheus::proto::MetricFamily) -> Vec<[String; 2]> {
+    let value = |metric: &prometheus::proto::Metric, name: &str| {
+        let label = metric.get_label().iter().find(|label| label.name() == name);
+        label.map(|label| label.value().to_owned()).unwrap_or_default()
+    };
+    family.get_metric().iter().map(|metric| [value(metric, "organization"), value(metric, "kind")]).collect()
 }
 
 /// Adds one to a gauge while it lives.
@@ -197,6 +233,13 @@ mod tests {
         let text = String::from_utf8(metrics.render().unwrap()).unwrap();
         assert!(text.contains(r#"agentapi_http_requests_total{method="POST",route="/v1/sessions",status="201"} 1"#));
         assert!(text.contains("agentapi_event_streams 1"));
+        metrics.throttled("acme", "user");
+        metrics.throttled("globex", "user");
+        metrics.throttled("", "address");
+        metrics.keep_organizations(|name| name == "acme");
+        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+        assert!(text.contains(r#"organization="acme""#) && !text.contains("globex"), "{text}");
+        assert!(text.contains(r#"{kind="address",organization=""} 1"#), "{text}");
         drop(held);
         assert!(String::from_utf8(metrics.render().unwrap()).unwrap().contains("agentapi_event_streams 0"));
     }

@@ -14,6 +14,9 @@ use crate::auth::jwks::Jwks;
 use crate::auth::session_token::{SessionTokenError, SessionTokens};
 use crate::auth::{AuthError, Authenticator, SharedSecrets, read_shared_secrets};
 use crate::config::ServeConfig;
+use crate::http::internal::InternalApi;
+use crate::http::rate_limit::{self, RateLimits};
+use crate::http::transcript_budget::TranscriptBudget;
 use crate::http::{App, AppState, router, server};
 use crate::lifecycle::{Lifecycle, reconciler};
 use crate::metrics::Metrics;
@@ -122,7 +125,12 @@ impl Server {
             tokens,
             lifecycle,
             agents,
+            rates: RateLimits::new(config.rate_defaults()),
             proxies: Proxies::new(config.trusted_proxies.clone()),
+            internal: InternalApi {
+                check_pod_address: config.check_pod_address,
+                budget: TranscriptBudget::new(config.session_transcript_bytes, config.organization_transcript_bytes),
+            },
             metrics,
             leaving: CancellationToken::new(),
             closing: CancellationToken::new(),
@@ -150,15 +158,17 @@ impl Server {
     pub async fn run(self, stop: CancellationToken) {
         let Self { app, public, internal, metrics, config } = self;
         let grace = Duration::from_secs(config.shutdown_grace_seconds);
+        let idle = Duration::from_secs(config.http_idle_seconds.max(1));
         let servers = TaskTracker::new();
         for (listener, router) in [(public, router::public(&app)), (internal, router::internal(&app))] {
-            servers.spawn(server::serve(listener, router, app.closing.clone(), grace));
+            servers.spawn(server::serve(listener, router, idle, app.closing.clone(), grace));
         }
         let last = CancellationToken::new();
-        servers.spawn(server::serve(metrics, router::metrics(&app), last.clone(), Duration::from_secs(1)));
+        servers.spawn(server::serve(metrics, router::metrics(&app), idle, last.clone(), Duration::from_secs(1)));
         servers.spawn(Arc::clone(&app.tokens).follow_files(app.closing.clone()));
         let every = Duration::from_secs(config.reconcile_seconds.max(1));
         servers.spawn(reconciler::run(Arc::clone(&app.lifecycle), every, app.leaving.clone()));
+        servers.spawn(rate_limit::forget_organizations(App::clone(&app), app.leaving.clone()));
         tracing::info!(public = %config.http_listen, internal = %config.internal_listen, "serving");
 
         stop.cancelled().await;

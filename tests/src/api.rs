@@ -3,6 +3,7 @@ use anyhow::{Context, Result, bail};
 use futures::StreamExt;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
+use std::net::IpAddr;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -60,9 +61,18 @@ impl Api {
     /// # Errors
     /// When the HTTP client can't be made.
     pub fn new(base: &str, token: Option<String>) -> Result<Self> {
+        Self::from_address(base, token, None)
+    }
+
+    /// The same from one of this machine's addresses.
+    ///
+    /// # Errors
+    /// When the HTTP client can't be made.
+    pub fn from_address(base: &str, token: Option<String>, own: Option<IpAddr>) -> Result<Self> {
         let http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(5))
             .pool_idle_timeout(Duration::from_secs(5))
+            .local_address(own)
             .no_proxy()
             .build()?;
         Ok(Self { base: base.trim_end_matches('/').to_owned(), token, http })

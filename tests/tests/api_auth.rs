@@ -5,20 +5,13 @@ use std::time::Duration;
 use agentapi_tests::api::{Answer, Api};
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::serve::idp::{SigningKey, hmac_token, signing_input};
-use agentapi_tests::serve::{Platform, Replica, Tenant};
+use agentapi_tests::serve::{Platform, Replica};
 use anyhow::Result;
 use jsonwebtoken::{Algorithm, Header};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
-
-async fn platform() -> Result<(Platform, Replica, Tenant)> {
-    let platform = Platform::start(SESSION_POD).await?;
-    let replica = platform.replica().await?;
-    let tenant = platform.tenant("acme").await?;
-    Ok((platform, replica, tenant))
-}
 
 /// GET of something that any user may read.
 async fn call(replica: &Replica, token: &str) -> Result<Answer> {
@@ -50,7 +43,7 @@ fn without(claims: &Value, field: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn good_tokens_of_every_accepted_algorithm_get_in() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
+    let (platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     let claims = platform.claims(&tenant.organization.slug, "someone", "user");
     for key in [SigningKey::rs256("rsa")?, SigningKey::es256("ec")?, SigningKey::eddsa("ed")?] {
         let key = platform.idp.add_key(key);
@@ -70,7 +63,7 @@ async fn good_tokens_of_every_accepted_algorithm_get_in() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_claims_are_refused() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
+    let (platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     let now = jiff::Timestamp::now().as_second();
     let good = platform.claims(&tenant.organization.slug, "someone", "user");
     assert_eq!(call(&replica, &platform.key.sign(&good)?).await?.status, 200);
@@ -109,7 +102,7 @@ async fn wrong_claims_are_refused() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn forged_signatures_are_refused() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
+    let (platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     let claims = platform.claims(&tenant.organization.slug, "someone", "admin");
     let rsa = platform.idp.add_key(SigningKey::rs256("rsa")?);
     let good = platform.key.sign(&claims)?;
@@ -154,7 +147,7 @@ async fn forged_signatures_are_refused() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_or_malformed_header_is_401_with_a_challenge() -> Result<()> {
-    let (_platform, replica, tenant) = platform().await?;
+    let (_platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     let api = replica.api(None)?;
     let challenge = async |api: &Api, header: Option<String>| -> Result<(u16, String)> {
         let mut request = api.request(Method::GET, "/v1/sessions");
@@ -178,7 +171,7 @@ async fn a_missing_or_malformed_header_is_401_with_a_challenge() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn admins_only_is_403_for_users() -> Result<()> {
-    let (_platform, replica, tenant) = platform().await?;
+    let (_platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     let answer = replica.api(Some(&tenant.alice))?.get("/v1/audit").await?;
     assert_eq!((answer.status.as_u16(), answer.problem()), (403, "forbidden"));
     let entries = replica.api(Some(&tenant.admin))?.get("/v1/audit").await?.expect(200)?;
@@ -212,7 +205,7 @@ async fn hs256_works_only_for_issuers_that_are_configured() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_first_requests_fetch_the_keys_once() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
+    let (platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     let calls: Vec<_> = (0..20).map(|_| call(&replica, &tenant.alice)).collect();
     for answer in futures::future::join_all(calls).await {
         assert_eq!(answer?.status, 200);
@@ -264,7 +257,7 @@ async fn keys_are_cached_rotated_and_dropped() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_that_was_never_reached_is_503_and_not_401() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
+    let (platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     platform.idp.set_down(true);
     let answer = call(&replica, &tenant.alice).await?;
     assert_eq!((answer.status.as_u16(), answer.problem()), (503, "identity-provider-unavailable"));
@@ -278,7 +271,7 @@ async fn a_provider_that_was_never_reached_is_503_and_not_401() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_issuer_causes_no_request_to_it() -> Result<()> {
-    let (platform, replica, _tenant) = platform().await?;
+    let (platform, replica, _tenant) = Platform::with_acme(SESSION_POD).await?;
     // This issuer has a key endpoint, but no organization names it.
     let stranger = agentapi_tests::serve::idp::Idp::start().await?;
     let key = stranger.add_key(SigningKey::es256("k")?);
@@ -308,7 +301,7 @@ async fn odd_keys_in_a_set_do_not_spoil_it() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_organization_is_locked_out_soon() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
+    let (platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     assert_eq!(call(&replica, &tenant.alice).await?.status, 200);
     let slug = tenant.organization.slug.as_str();
     platform.operator("update organizations set deleted_at = now() where slug = $1", &[slug]).await?;

@@ -1,26 +1,17 @@
 //! Tenants do not see each other: every route that the OpenAPI document names, with every method, so that a new route
-//! cannot be forgotten. And the document itself, the docs page, the internal API.
+//! cannot be forgotten. And the document itself and the docs page.
 
 use std::collections::BTreeSet;
 
 use agentapi_tests::attack::openapi::{Operation, operations};
-use agentapi_tests::cluster::eventually;
-use agentapi_tests::serve::{Platform, Replica, Tenant};
+use agentapi_tests::serve::{Platform, Replica};
 use anyhow::{Context, Result};
 use reqwest::Method;
 use serde_json::{Value, json};
-use std::time::Duration;
 use uuid::Uuid;
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
 const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
-
-async fn platform() -> Result<(Platform, Replica, Tenant)> {
-    let platform = Platform::start(SESSION_POD).await?;
-    let replica = platform.replica().await?;
-    let tenant = platform.tenant("acme").await?;
-    Ok((platform, replica, tenant))
-}
 
 async fn document(replica: &Replica) -> Result<Value> {
     replica.api(None)?.get("/openapi.json").await?.expect(200)
@@ -28,7 +19,7 @@ async fn document(replica: &Replica) -> Result<Value> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_route_with_an_id_is_404_for_other_organizations_and_other_users() -> Result<()> {
-    let (platform, replica, acme) = platform().await?;
+    let (platform, replica, acme) = Platform::with_acme(SESSION_POD).await?;
     let globex = platform.tenant("globex").await?;
     let owner = replica.api(Some(&globex.alice))?;
     let create = owner.request(Method::POST, "/v1/sessions").header("prefer", "wait=30");
@@ -82,7 +73,7 @@ async fn every_route_with_an_id_is_404_for_other_organizations_and_other_users()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_route_but_the_probes_wants_a_token() -> Result<()> {
-    let (_platform, replica, _) = platform().await?;
+    let (_platform, replica, _) = Platform::with_acme(SESSION_POD).await?;
     let api = replica.api(None)?;
     for Operation { path, method, description } in operations(&document(&replica).await?) {
         let method = Method::from_bytes(method.to_uppercase().as_bytes())?;
@@ -98,7 +89,7 @@ async fn every_route_but_the_probes_wants_a_token() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_openapi_document_is_complete_and_consistent() -> Result<()> {
-    let (_platform, replica, _) = platform().await?;
+    let (_platform, replica, _) = Platform::with_acme(SESSION_POD).await?;
     let document = document(&replica).await?;
     assert_eq!(document["openapi"].as_str().map(|version| version.starts_with("3.1")), Some(true));
     assert_eq!(document["security"], json!([{"bearer": []}]));
@@ -145,7 +136,7 @@ fn collect_references(value: &Value, found: &mut Vec<String>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_docs_page_runs_nothing_and_loads_nothing() -> Result<()> {
-    let (_platform, replica, _) = platform().await?;
+    let (_platform, replica, _) = Platform::with_acme(SESSION_POD).await?;
     let response = replica.api(None)?.request(Method::GET, "/docs").send().await?;
     assert_eq!(response.status(), 200);
     let policy = response.headers()["content-security-policy"].to_str()?.to_owned();
@@ -159,44 +150,4 @@ async fn the_docs_page_runs_nothing_and_loads_nothing() -> Result<()> {
     }
     assert!(page.contains("/v1/sessions/{id}/events"));
     Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pod_writes_its_own_transcript_and_no_other() -> Result<()> {
-    let (platform, replica, acme) = platform().await?;
-    let api = replica.api(Some(&acme.alice))?;
-    let create = |api: &agentapi_tests::api::Api| {
-        api.request(Method::POST, "/v1/sessions").header("prefer", "wait=30").json(&json!({"workspace": "main"}))
-    };
-    let first = api.send(create(&api)).await?.expect(201)?;
-    let second = api.send(create(&api)).await?.expect(201)?;
-    let (first, second) = (first["id"].as_str().context("id")?, second["id"].as_str().context("id")?);
-    let token = platform.pods.session_token(first.parse()?)?;
-    let base = format!("http://{}", replica.addresses.internal);
-    let push = async |token: Option<&str>, session: &str, body: &Value| -> Result<u16> {
-        let client = agentapi_tests::api::Api::new(&base, token.map(str::to_owned))?;
-        let request = client.request(Method::PUT, &format!("/internal/v1/sessions/{session}/messages")).json(body);
-        Ok(client.send(request).await?.status.as_u16())
-    };
-    let body = json!({"messages": [{"id": 900, "role": "agent", "content": "from the pod\u{0}", "time": "2026-01-01T00:00:00Z"}],
-                      "status": "stable"});
-    assert_eq!(push(Some(&token), first, &body).await?, 200);
-    assert_eq!(push(Some(&token), first, &body).await?, 200, "may be repeated");
-    assert_eq!(push(Some(&token), second, &body).await?, 404, "another session");
-    assert_eq!(push(None, first, &body).await?, 401);
-    assert_eq!(push(Some(&acme.admin), first, &body).await?, 401, "a user's token");
-    assert_eq!(push(Some(&token), first, &json!({"messages": [{"id": "x"}]})).await?, 422);
-    // The session token opens nothing else.
-    assert_eq!(replica.api(Some(&token))?.get("/v1/sessions").await?.status, 401);
-    // And the internal API is not on the public port.
-    let public = replica.api(Some(&token))?;
-    let request = public.request(Method::PUT, &format!("/internal/v1/sessions/{first}/messages")).json(&body);
-    assert_eq!(public.send(request).await?.status, 404);
-
-    assert_eq!(api.delete(&format!("/v1/sessions/{first}")).await?.status, 204);
-    eventually("the transcript is read from the database", Duration::from_secs(20), async || {
-        let messages = api.get(&format!("/v1/sessions/{first}/messages")).await?.body.to_string();
-        Ok(if messages.contains("from the pod") { Ok(()) } else { Err(messages) })
-    })
-    .await
 }

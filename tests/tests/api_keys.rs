@@ -117,7 +117,7 @@ async fn a_session_lives_through_a_rotation_of_the_signing_key() -> Result<()> {
 
     // The retired key opens neither the pod nor the runtime.
     ensure!(direct(&old).await? == 401, "the pod takes a token of the retired key");
-    let claims = SessionClaims { sub: session_id, org: slug.to_owned(), ws: "main".to_owned() };
+    let claims = SessionClaims { sub: session_id, org: slug.to_owned(), ws: "main".to_owned(), pod: String::new() };
     let push = async |tokens: &SessionTokens| -> Result<u16> {
         let token = tokens.for_session(&claims)?.expose_secret().to_owned();
         let internal = Api::new(&format!("http://{}", replica.addresses.internal), Some(token))?;

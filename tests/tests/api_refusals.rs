@@ -2,41 +2,17 @@
 
 use std::time::Duration;
 
+use agentapi_runtime::pods::Shortage;
 use agentapi_tests::api::{Answer, Api};
 use agentapi_tests::cluster::eventually;
-use agentapi_tests::serve::{Platform, Replica, Tenant};
-use anyhow::{Context, Result};
+use agentapi_tests::serve::Platform;
+use agentapi_tests::serve::steps::{SOON, id_of, phase, running};
+use anyhow::Result;
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::Connection;
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
-const SOON: Duration = Duration::from_secs(30);
-
-async fn platform() -> Result<(Platform, Replica, Tenant)> {
-    let platform = Platform::start(SESSION_POD).await?;
-    let replica = platform.replica().await?;
-    let tenant = platform.tenant("acme").await?;
-    Ok((platform, replica, tenant))
-}
-
-fn id_of(session: &Value) -> Result<String> {
-    Ok(session["id"].as_str().context("no id")?.to_owned())
-}
-
-async fn phase(api: &Api, id: &str, wanted: &str) -> Result<Value> {
-    eventually(&format!("phase {wanted}"), SOON, async || {
-        let session = api.get(&format!("/v1/sessions/{id}")).await?.expect(200)?;
-        Ok(if session["phase"] == wanted { Ok(session) } else { Err(session.to_string()) })
-    })
-    .await
-}
-
-async fn running(api: &Api, body: Value) -> Result<String> {
-    let id = id_of(&api.post("/v1/sessions", &body).await?.expect(201)?)?;
-    phase(api, &id, "Running").await?;
-    Ok(id)
-}
 
 async fn with_key(api: &Api, key: &str, body: &Value) -> Result<Answer> {
     api.send(api.request(Method::POST, "/v1/sessions").header("idempotency-key", key).json(body)).await
@@ -44,12 +20,13 @@ async fn with_key(api: &Api, key: &str, body: &Value) -> Result<Answer> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_requests_are_refused_with_the_field_and_what_to_do() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
+    let (platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     platform.pods.refuse(Some("this test needs no pods"));
     let api = replica.api(Some(&tenant.alice))?;
     let fields = [
         (json!({"workspace": "main", "wrokspace": "x"}), "wrokspace"),
         (json!({}), "."),
+        (json!(["main"]), "."),
         (json!({"workspace": 1}), "workspace"),
         (json!({"workspace": "nope"}), "workspace"),
         (json!({"workspace": "main", "agent": "another"}), "agent"),
@@ -98,7 +75,7 @@ async fn bad_requests_are_refused_with_the_field_and_what_to_do() -> Result<()> 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agents_own_refusals_are_passed_on() -> Result<()> {
-    let (_platform, replica, tenant) = platform().await?;
+    let (_platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     let api = replica.api(Some(&tenant.alice))?;
     let id = running(&api, json!({"workspace": "main"})).await?;
     api.stable(&id, SOON).await?;
@@ -124,7 +101,7 @@ async fn the_agents_own_refusals_are_passed_on() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idempotency_key_makes_one_session() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
+    let (platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     platform.pods.refuse(Some("this test needs no pods"));
     let api = replica.api(Some(&tenant.alice))?;
     let body = json!({"workspace": "main", "env": {"A": "1", "B": "2"}});
@@ -149,7 +126,7 @@ async fn an_idempotency_key_makes_one_session() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_requests_with_one_key_make_one_session() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
+    let (platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     platform.pods.refuse(Some("this test needs no pods"));
     let second = platform.replica().await?;
     let apis = [replica.api(Some(&tenant.alice))?, second.api(Some(&tenant.alice))?];
@@ -173,7 +150,7 @@ async fn concurrent_requests_with_one_key_make_one_session() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn quotas_hold_under_concurrency_and_name_themselves() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
+    let (platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     // Pods never come, so that sessions stay Pending and count.
     platform.pods.set_away(true);
     let apis = [replica.api(Some(&tenant.alice))?, replica.api(Some(&tenant.bob))?];
@@ -218,8 +195,41 @@ async fn quotas_hold_under_concurrency_and_name_themselves() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_without_room_is_429_and_the_same_request_works_later() -> Result<()> {
+    let (platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
+    let [requested, used, limit] = ["2", "19", "20"].map(str::to_owned);
+    platform.pods.set_shortage(Some(Shortage { resource: "limits.cpu".into(), requested, used, limit }));
+    let api = replica.api(Some(&tenant.alice))?;
+    let body = json!({"workspace": "main"});
+    let request = api.request(Method::POST, "/v1/sessions").header("idempotency-key", "again").json(&body);
+    let response = request.send().await?;
+    assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (429, &"30".parse()?));
+    let problem: serde_json::Value = response.json().await?;
+    assert!(problem["type"].as_str().is_some_and(|kind| kind.ends_with("/quota-exceeded")), "{problem}");
+    assert_eq!(
+        (&problem["quota"], &problem["requested"], &problem["used"], &problem["limit"]),
+        (&json!("limits.cpu"), &json!("2"), &json!("19"), &json!("20"))
+    );
+    // What was tried is there to see, and counts against nothing.
+    let page = api.get("/v1/sessions").await?.expect(200)?;
+    assert_eq!(page["sessions"][0]["phase"], "Failed", "{page}");
+    let error = page["sessions"][0]["error"].as_str().unwrap_or_default();
+    assert!(error.starts_with("quota exceeded: limits.cpu"), "{error}");
+    let audit = replica.api(Some(&tenant.admin))?.get("/v1/audit").await?.expect(200)?;
+    let actions: Vec<_> = audit["entries"].as_array().into_iter().flatten().map(|it| it["action"].clone()).collect();
+    assert_eq!(actions, ["session.fail", "session.create"], "{audit}");
+    assert_eq!(platform.pods.count(), 0);
+
+    platform.pods.set_shortage(None);
+    let created = with_key(&api, "again", &body).await?.expect(201)?;
+    assert_ne!(created["id"], page["sessions"][0]["id"], "another session, with the same key");
+    phase(&api, &id_of(&created)?, "Running").await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_organizations_flood_leaves_room_for_the_others() -> Result<()> {
-    let (platform, replica, acme) = platform().await?;
+    let (platform, replica, acme) = Platform::with_acme(SESSION_POD).await?;
     let globex = platform.tenant("globex").await?;
     let calm = replica.api(Some(&globex.alice))?;
     calm.get("/v1/workspaces").await?.expect(200)?;

@@ -3,31 +3,19 @@
 use std::time::Duration;
 
 use agentapi_tests::cluster::eventually;
+use agentapi_tests::serve::steps::{SOON, id_of, phase};
 use agentapi_tests::serve::{Platform, Tenant};
 use anyhow::{Context, Result};
 use futures::StreamExt;
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
-const SOON: Duration = Duration::from_secs(40);
 
 async fn platform() -> Result<(Platform, Tenant)> {
     let platform = Platform::start(SESSION_POD).await?;
     let tenant = platform.tenant("acme").await?;
     Ok((platform, tenant))
-}
-
-fn id_of(session: &Value) -> Result<String> {
-    Ok(session["id"].as_str().context("no id")?.to_owned())
-}
-
-async fn phase(api: &agentapi_tests::api::Api, id: &str, wanted: &str) -> Result<Value> {
-    eventually(&format!("phase {wanted}"), SOON, async || {
-        let session = api.get(&format!("/v1/sessions/{id}")).await?.expect(200)?;
-        Ok(if session["phase"] == wanted { Ok(session) } else { Err(session.to_string()) })
-    })
-    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

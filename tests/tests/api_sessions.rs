@@ -4,39 +4,14 @@ use std::time::Duration;
 
 use agentapi_tests::api::Api;
 use agentapi_tests::cluster::eventually;
-use agentapi_tests::serve::{Platform, Replica, Tenant};
+use agentapi_tests::serve::Platform;
+use agentapi_tests::serve::steps::{SOON, id_of, phase, running};
 use anyhow::{Context, Result};
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 use uuid::Uuid;
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
-const SOON: Duration = Duration::from_secs(30);
-
-async fn platform() -> Result<(Platform, Replica, Tenant)> {
-    let platform = Platform::start(SESSION_POD).await?;
-    let replica = platform.replica().await?;
-    let tenant = platform.tenant("acme").await?;
-    Ok((platform, replica, tenant))
-}
-
-fn id_of(session: &Value) -> Result<String> {
-    Ok(session["id"].as_str().context("no id")?.to_owned())
-}
-
-async fn phase(api: &Api, id: &str, wanted: &str) -> Result<Value> {
-    eventually(&format!("phase {wanted}"), SOON, async || {
-        let session = api.get(&format!("/v1/sessions/{id}")).await?.expect(200)?;
-        Ok(if session["phase"] == wanted { Ok(session) } else { Err(session.to_string()) })
-    })
-    .await
-}
-
-async fn running(api: &Api, body: Value) -> Result<String> {
-    let id = id_of(&api.post("/v1/sessions", &body).await?.expect(201)?)?;
-    phase(api, &id, "Running").await?;
-    Ok(id)
-}
 
 /// Sends a message and waits for the agent's answer to it.
 async fn ask(api: &Api, id: &str, content: &str, answer: &str) -> Result<()> {
@@ -57,7 +32,7 @@ async fn ask(api: &Api, id: &str, content: &str, answer: &str) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_lives_from_creation_to_its_transcript() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
+    let (platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     let api = replica.api(Some(&tenant.alice))?;
     let created = api
         .send(
@@ -114,7 +89,7 @@ async fn a_session_lives_from_creation_to_its_transcript() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_warm_pod_is_taken_with_environment_and_prompt() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
+    let (platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     let pod = platform.pods.warm(&tenant.organization.slug, "main")?;
     let api = replica.api(Some(&tenant.alice))?;
     let id = running(&api, json!({"workspace": "main", "env": {"AGENT_NAME": "Eve"}, "prompt": "first words"})).await?;
@@ -129,7 +104,7 @@ async fn a_warm_pod_is_taken_with_environment_and_prompt() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_resume_where_they_were_left() -> Result<()> {
-    let (_platform, replica, tenant) = platform().await?;
+    let (_platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     let api = replica.api(Some(&tenant.alice))?;
     let id = running(&api, json!({"workspace": "main"})).await?;
     let path = format!("/v1/sessions/{id}/events");
@@ -165,7 +140,7 @@ async fn events_resume_where_they_were_left() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lists_have_pages_filters_and_only_ones_own() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
+    let (platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     platform.pods.refuse(Some("this test needs no pods"));
     let (alice, bob) = (replica.api(Some(&tenant.alice))?, replica.api(Some(&tenant.bob))?);
     let mut made = Vec::new();
@@ -213,7 +188,7 @@ async fn lists_have_pages_filters_and_only_ones_own() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_pod_is_503_and_then_a_failed_session() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
+    let (platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     let api = replica.api(Some(&tenant.alice))?;
     let id = running(&api, json!({"workspace": "main"})).await?;
     ask(&api, &id, "remember me", "You said: remember me").await?;
@@ -238,7 +213,7 @@ async fn a_lost_pod_is_503_and_then_a_failed_session() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn prefer_wait_answers_when_the_agent_is_ready() -> Result<()> {
-    let (_platform, replica, tenant) = platform().await?;
+    let (_platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     let api = replica.api(Some(&tenant.alice))?;
     let request =
         api.request(Method::POST, "/v1/sessions").header("prefer", "wait=30").json(&json!({"workspace": "main"}));
@@ -249,7 +224,7 @@ async fn prefer_wait_answers_when_the_agent_is_ready() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_and_old_sessions_end() -> Result<()> {
-    let (platform, replica, tenant) = platform().await?;
+    let (platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
     let api = replica.api(Some(&tenant.alice))?;
     let id = running(&api, json!({"workspace": "main"})).await?;
     let organization = tenant.organization.id.to_string();

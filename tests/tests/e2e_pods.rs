@@ -3,13 +3,17 @@
 #![cfg(feature = "cluster")]
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentapi_crds::names;
+use agentapi_runtime::auth::session_token::SessionTokens;
 use agentapi_runtime::metrics::Metrics;
 use agentapi_runtime::pods::kubernetes::KubernetesPods;
 use agentapi_runtime::pods::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState, Rekey};
 use agentapi_tests::cluster::eventually;
+use agentapi_tests::serve::idp::ed25519;
+use agentapi_tests::serve::pem;
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::{Namespace, Pod as KubePod, PodTemplate, Secret};
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
@@ -25,6 +29,7 @@ struct Room {
     client: Client,
     organization: String,
     pods: KubernetesPods,
+    tokens: Arc<SessionTokens>,
 }
 
 impl Room {
@@ -56,7 +61,8 @@ impl Room {
         }))?;
         Api::namespaced(client.clone(), &name).create(&PostParams::default(), &template).await?;
         let pods = KubernetesPods::new(client.clone(), Metrics::new()?);
-        Ok(Self { client, organization, pods })
+        let tokens = Arc::new(SessionTokens::from_pem(&pem(&ed25519()?.0))?);
+        Ok(Self { client, organization, pods, tokens })
     }
 
     fn api<K>(&self) -> Api<K>
@@ -88,7 +94,7 @@ impl Room {
             workspace: "web".into(),
             env: BTreeMap::from([("WORD".to_owned(), SecretString::from("hunter2"))]),
             prompt: None,
-            token: SecretString::from("session-token"),
+            tokens: Arc::clone(&self.tokens),
             token_key: "first-key".into(),
         }
     }

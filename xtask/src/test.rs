@@ -149,14 +149,31 @@ enum Bench {
         #[arg(long, default_value_t = 30)]
         runs: usize,
     },
+    /// What one organization's flood does to another's latency: real Postgres, two replicas, no cluster; about a minute.
+    Fairness {
+        /// Fail when the flood changes the other's p99 by more than this factor.
+        #[arg(long)]
+        max_ratio: Option<f64>,
+    },
 }
 
-/// Runs a benchmark against the cluster of `cargo xtask up`.
+/// Runs a benchmark: of sessions against the cluster of `cargo xtask up`, of fairness without one.
 pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
-    let Bench::Session { runs } = args.what;
-    let runs = runs.to_string();
-    let words = ["run", "--quiet", "-p", "agentapi-tests", "--bin", "session-bench", "--", "--runs", &runs];
-    cargo("session create to agent ready", &words, &[("KUBECONFIG", paths::kubeconfig()?)])
+    match args.what {
+        Bench::Session { runs } => {
+            let runs = runs.to_string();
+            let words = ["run", "--quiet", "-p", "agentapi-tests", "--bin", "session-bench", "--", "--runs", &runs];
+            cargo("session create to agent ready", &words, &[("KUBECONFIG", paths::kubeconfig()?)])
+        }
+        Bench::Fairness { max_ratio } => {
+            let mut words = vec!["bench", "-p", "agentapi-tests", "--bench", "fairness", "--"];
+            let ratio = max_ratio.map(|ratio| ratio.to_string());
+            if let Some(ratio) = &ratio {
+                words.extend(["--max-ratio", ratio]);
+            }
+            cargo("one organization's flood beside another", &words, &[])
+        }
+    }
 }
 
 /// Arguments of `cargo xtask chaos`.

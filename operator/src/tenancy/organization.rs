@@ -60,8 +60,6 @@ pub struct Ensured {
     pub data_keys: DataKeys,
     /// Digest of the read-only role's password, if it has one.
     pub password_digest: Option<String>,
-    /// Sessions that have not ended.
-    pub sessions: i32,
 }
 
 /// Make the organization's row, roles, grants and data keys what they must be. `kept` are the data keys that the
@@ -79,15 +77,10 @@ pub async fn ensure(
     let catalogue = bring_roles_into_order(&mut tx, tenant, &mut changes).await?;
     let data_keys = keys::ensure(&mut tx, tenant, master, kept, &mut changes).await?;
     changes.record(&mut tx, tenant, created).await?;
-    let sessions: i64 = sqlx::query_scalar("select count(*) from sessions where org_id = $1 and ended_at is null")
-        .bind(tenant.id)
-        .fetch_one(&mut *tx)
-        .await
-        .map_err(failed("count sessions"))?;
     tx.commit().await.map_err(failed("commit"))?;
     data_keys.check(tenant.id, master)?;
     let password_digest = catalogue.get(tenant.roles.read.as_str()).and_then(|role| role.password_digest.clone());
-    Ok(Ensured { data_keys, password_digest, sessions: i32::try_from(sessions).unwrap_or(i32::MAX) })
+    Ok(Ensured { data_keys, password_digest })
 }
 
 /// What one [`ensure`] has changed: one row of the audit log, however much it is.

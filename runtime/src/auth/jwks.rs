@@ -144,6 +144,12 @@ impl Jwks {
         Self { http, limits, metrics, sources }
     }
 
+    /// When the provider's current keys were fetched, unless it is time to fetch them again.
+    pub async fn fresh_since(&self, source: &KeySource) -> Option<Instant> {
+        let since = self.sources.get(source).await?.current()?.fetched_at;
+        (since.elapsed() < self.limits.ttl).then_some(since)
+    }
+
     /// The key that must have signed a token of this provider.
     pub async fn key(
         &self,

@@ -16,6 +16,8 @@ use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation};
 use moka::future::Cache;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::audit::Client;
@@ -27,6 +29,8 @@ use jwks::{Jwks, JwksError, KeySource};
 const LEEWAY_SECONDS: u64 = 30;
 /// Tokens longer than this are not looked at.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
+/// A checked token is taken again without another check for this long: within it, a changed organization goes unnoticed.
+const CHECKED_TTL: Duration = Duration::from_secs(3);
 /// How long a changed or deleted organization may go unnoticed.
 const ORGANIZATION_TTL: Duration = Duration::from_secs(10);
 /// An issuer that was unknown may become known at once after `kubectl apply`.
@@ -102,6 +106,10 @@ pub enum AuthError {
     },
 }
 
+fn digest(token: &str) -> [u8; 32] {
+    Sha256::digest(token).into()
+}
+
 fn invalid(reason: impl Into<String>) -> AuthError {
     AuthError::Invalid(reason.into())
 }
@@ -120,6 +128,9 @@ struct Claims {
     email: Option<String>,
     #[serde(default)]
     role: Role,
+    /// Checked by the library, whose messages say more than a type that does not fit.
+    #[serde(default)]
+    exp: serde_json::Value,
 }
 
 #[derive(PartialEq, Eq, Hash)]
@@ -156,6 +167,23 @@ pub struct Authenticator {
     organizations: Cache<(String, String), Arc<Organization>>,
     unknown: Cache<(String, String), ()>,
     users: Cache<UserKey, Uuid>,
+    /// Callers of tokens that were checked a moment ago, by the tokens' digests.
+    checked: moka::sync::Cache<[u8; 32], Checked>,
+}
+
+#[derive(Clone)]
+struct Checked {
+    caller: Caller,
+    expires_at: f64,
+    keys: Keys,
+}
+
+/// What a token was checked with.
+#[derive(Clone)]
+enum Keys {
+    Shared,
+    /// A provider's, fetched at this time.
+    Provider(KeySource, Instant),
 }
 
 impl Authenticator {
@@ -168,17 +196,46 @@ impl Authenticator {
             organizations: Cache::builder().max_capacity(10_000).time_to_live(ORGANIZATION_TTL).build(),
             unknown: Cache::builder().max_capacity(10_000).time_to_live(UNKNOWN_TTL).build(),
             users: Cache::builder().max_capacity(100_000).time_to_live(USER_TTL).build(),
+            checked: moka::sync::Cache::builder().max_capacity(50_000).time_to_live(CHECKED_TTL).build(),
         }
+    }
+
+    /// The caller of a token that was checked a few seconds ago with keys that are still the provider's, and that has
+    /// not expired since.
+    pub async fn recognize(&self, token: &str) -> Option<Caller> {
+        let Checked { caller, expires_at, keys } = self.checked.get(&digest(token))?;
+        if let Keys::Provider(source, since) = keys
+            && self.jwks.fresh_since(&source).await != Some(since)
+        {
+            return None;
+        }
+        (jiff::Timestamp::now().as_duration().as_secs_f64() < expires_at).then_some(caller)
     }
 
     /// The caller behind a bearer token.
     pub async fn authenticate(&self, token: &str, client: &Client) -> Result<Caller, AuthError> {
         let (header, unverified) = read_unverified(token)?;
         let organization = self.organization(unverified).await?;
+        let keys = self.keys_at_hand(&organization, header.alg).await;
         let key = self.key(&organization, header.kid.as_deref(), header.alg).await?;
         let claims = verify(token, header.alg, &key, &organization)?;
         let user_id = self.user(&organization, &claims, client).await?;
-        Ok(Caller { organization, user_id, subject: claims.sub, role: claims.role })
+        let caller = Caller { organization, user_id, subject: claims.sub, role: claims.role };
+        if let (Some(keys), Some(expires_at)) = (keys, claims.exp.as_f64()) {
+            self.checked.insert(digest(token), Checked { caller: caller.clone(), expires_at, keys });
+        }
+        Ok(caller)
+    }
+
+    /// With which keys a token is about to be checked. None: with some that are on their way, or old ones that stand in
+    /// for a provider that is down; such a check is made each time.
+    async fn keys_at_hand(&self, organization: &Organization, algorithm: Algorithm) -> Option<Keys> {
+        if algorithm == Algorithm::HS256 {
+            return Some(Keys::Shared);
+        }
+        let source = key_source(organization);
+        let since = self.jwks.fresh_since(&source).await?;
+        Some(Keys::Provider(source, since))
     }
 
     async fn organization(&self, claims: Unverified) -> Result<Arc<Organization>, AuthError> {
@@ -217,8 +274,7 @@ impl Authenticator {
                 .map(|secret| DecodingKey::from_secret(secret.expose_secret().as_bytes()))
                 .ok_or_else(|| invalid("HS256 is not accepted from this issuer; sign with RS256, ES256 or EdDSA")),
             Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA => {
-                let source = KeySource { issuer: organization.issuer.clone(), jwks_uri: organization.jwks_uri.clone() };
-                self.jwks.key(&source, kid, algorithm).await.map_err(|error| match error {
+                self.jwks.key(&key_source(organization), kid, algorithm).await.map_err(|error| match error {
                     JwksError::UnknownKey => {
                         invalid("the token is signed with a key that the identity provider does not publish")
                     }
@@ -263,6 +319,10 @@ fn read_unverified(token: &str) -> Result<(Header, Unverified), AuthError> {
     let unverified: Unverified = jsonwebtoken::dangerous::insecure_decode_claims(token)
         .map_err(|_| invalid("the token lacks the claims iss and org_id (both strings)"))?;
     Ok((header, unverified))
+}
+
+fn key_source(organization: &Organization) -> KeySource {
+    KeySource { issuer: organization.issuer.clone(), jwks_uri: organization.jwks_uri.clone() }
 }
 
 fn verify(

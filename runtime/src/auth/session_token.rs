@@ -149,6 +149,8 @@ pub struct SessionClaims {
     pub org: String,
     /// Workspace name.
     pub ws: String,
+    /// The pod that holds the token: in another one it is worth nothing.
+    pub pod: String,
 }
 
 #[derive(Serialize)]
@@ -282,22 +284,23 @@ struct IsolationClaims {
     sub: String,
 }
 
+/// A throwaway key made for tests with `openssl genpkey -algorithm ed25519`.
+#[cfg(test)]
+pub(crate) const TEST_PEM: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIOJnBpvgUmOnNTnD7ZwRkYTAX+Ktq6wDRs4fRlRmU6XR\n-----END PRIVATE KEY-----\n";
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use secrecy::ExposeSecret;
 
-    // A throwaway key made for this test with `openssl genpkey -algorithm ed25519`.
-    const PEM: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIOJnBpvgUmOnNTnD7ZwRkYTAX+Ktq6wDRs4fRlRmU6XR\n-----END PRIVATE KEY-----\n";
-
     fn claims() -> SessionClaims {
-        SessionClaims { sub: Uuid::now_v7(), org: "acme".into(), ws: "coding".into() }
+        SessionClaims { sub: Uuid::now_v7(), org: "acme".into(), ws: "coding".into(), pod: "s-1".into() }
     }
 
     #[test]
     fn a_session_token_round_trips() {
-        let tokens = SessionTokens::from_pem(PEM).unwrap();
+        let tokens = SessionTokens::from_pem(TEST_PEM).unwrap();
         let claims = claims();
         let token = tokens.for_session(&claims).unwrap();
         assert_eq!(tokens.verify_session(token.expose_secret()).unwrap(), claims);
@@ -305,14 +308,14 @@ mod tests {
 
     #[test]
     fn a_pod_token_is_not_a_session_token() {
-        let tokens = SessionTokens::from_pem(PEM).unwrap();
+        let tokens = SessionTokens::from_pem(TEST_PEM).unwrap();
         let token = tokens.for_pod(Uuid::now_v7(), "s-1").unwrap();
         assert!(tokens.verify_session(&token).is_err());
     }
 
     #[test]
     fn the_public_half_is_32_bytes() {
-        let tokens = SessionTokens::from_pem(PEM).unwrap();
+        let tokens = SessionTokens::from_pem(TEST_PEM).unwrap();
         assert_eq!(URL_SAFE_NO_PAD.decode(tokens.public_x()).unwrap().len(), 32);
     }
 
@@ -326,7 +329,7 @@ mod tests {
         let next_x = URL_SAFE_NO_PAD.encode(pair.public_key().as_ref());
         let reload = |tokens: &SessionTokens| tokens.take(Keys::read(&file).unwrap());
 
-        write(names::KEY_SIGNING_PRIVATE, PEM);
+        write(names::KEY_SIGNING_PRIVATE, TEST_PEM);
         let tokens = SessionTokens::from_file(&file).unwrap();
         let (old_x, claims) = (tokens.public_x(), claims());
         let old = tokens.for_session(&claims).unwrap();
@@ -360,7 +363,7 @@ mod tests {
     fn half_written_files_change_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join(names::KEY_SIGNING_PRIVATE);
-        std::fs::write(&file, PEM).unwrap();
+        std::fs::write(&file, TEST_PEM).unwrap();
         std::fs::write(folder.path().join(names::KEY_SIGNING_NEXT_PUBLIC), "not base64url!").unwrap();
         assert!(matches!(Keys::read(&file), Err(SessionTokenError::NotAKey)));
     }

@@ -1,7 +1,8 @@
 //! Every error of the API as `application/problem+json` (RFC 9457). May touch: nothing; it only builds responses.
 
+use axum::Extension;
 use axum::response::{IntoResponse, Response};
-use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -12,6 +13,8 @@ use crate::store::StoreError;
 
 /// Media type of error bodies.
 pub const PROBLEM_JSON: &str = "application/problem+json";
+/// The slug of a tenant that has too many requests at work at a time.
+pub(super) const TOO_MANY_REQUESTS: &str = "too-many-requests";
 const TYPE_PREFIX: &str = "https://agentapi.dev/problems/";
 
 /// An error as the client sees it. The detail says what to do; it never holds a secret or an internal message.
@@ -24,6 +27,10 @@ pub struct Problem {
     headers: Box<HeaderMap>,
     extra: Map<String, Value>,
 }
+
+/// Left in a response's extensions, for what surrounds the handlers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ProblemSlug(pub(super) &'static str);
 
 /// The JSON body of a problem, for the OpenAPI document.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -106,10 +113,30 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large", detail)
     }
 
+    /// 408: the client is too slow, whatever the reason.
+    pub fn too_slow() -> Self {
+        let detail = "The body did not arrive in time; send it again, faster or in smaller parts.";
+        Self::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "Request timeout", detail)
+            .header(CONNECTION, HeaderValue::from_static("close"))
+    }
+
     /// 422 about one field.
     pub fn invalid_field(field: impl Into<String>, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-field", "Invalid field", detail)
             .with("field", field.into())
+    }
+
+    /// 429 about a quota that is used up.
+    pub fn quota_exceeded(
+        detail: impl Into<String>,
+        quota: &str,
+        limit: impl Into<Value>,
+        used: impl Into<Value>,
+    ) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "quota-exceeded", "Quota exceeded", detail)
+            .with("quota", quota)
+            .with("limit", limit)
+            .with("used", used)
     }
 
     /// 403: authenticated, but not allowed.
@@ -189,8 +216,7 @@ impl From<StoreError> for Problem {
             }
             StoreError::TenantBusy => {
                 let detail = "Your organization has too many requests at work at this moment; send fewer at a time.";
-                Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", "Too many requests", detail)
-                    .retry_after(1)
+                Self::new(StatusCode::TOO_MANY_REQUESTS, TOO_MANY_REQUESTS, "Too many requests", detail).retry_after(1)
             }
             StoreError::TenantGone => {
                 Self::unauthorized(Some("invalid_token"), "the organization no longer exists".to_owned())
@@ -229,6 +255,6 @@ impl IntoResponse for Problem {
         let mut headers = *self.headers;
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         let bytes = serde_json::to_vec(&body).unwrap_or_default();
-        (self.status, headers, bytes).into_response()
+        (self.status, headers, Extension(ProblemSlug(self.slug)), bytes).into_response()
     }
 }

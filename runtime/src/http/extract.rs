@@ -1,21 +1,23 @@
 //! What handlers take from requests: the caller, typed bodies, queries and ids. Every refusal is a problem document
 //! that names the field and says what to write instead. May touch: `auth`, the audit log.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Path, Query, Request};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::HeaderMap;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::request::Parts;
-use serde::de::DeserializeOwned;
+use http::{HeaderMap, StatusCode};
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::App;
 use super::error::Problem;
+use super::rate_limit::Slot;
+use super::{App, linger};
 use crate::audit::{Client, Entry, action};
 use crate::auth::{AuthError, Caller, Role};
 
@@ -46,11 +48,39 @@ impl FromRequestParts<App> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let Ok(client) = Client::from_request_parts(parts, app).await;
-        let token = bearer(&parts.headers)?;
-        let caller = app.authenticator.authenticate(token, &client).await?;
+        let address = client.source_ip.as_deref().and_then(|address| address.parse().ok());
+        let caller = match known_or_checked(parts, app, &client, address).await {
+            Ok(caller) => caller,
+            Err(problem) => {
+                if let Some(address) = address.filter(|_| problem.status() == StatusCode::UNAUTHORIZED) {
+                    app.rates.failed(address);
+                }
+                return Err(problem);
+            }
+        };
         tracing::Span::current().record("organization", caller.organization.slug.as_str());
+        let slot = parts.extensions.get::<Slot>().cloned().unwrap_or_default();
+        app.rates.admit(&caller, &slot, &app.metrics)?;
         Ok(caller)
     }
+}
+
+/// A token that was checked a moment ago costs a look into a map; any other costs a signature check and perhaps a
+/// query, which an address that has failed too often does not get.
+async fn known_or_checked(
+    parts: &Parts,
+    app: &App,
+    client: &Client,
+    address: Option<IpAddr>,
+) -> Result<Caller, Problem> {
+    let token = bearer(&parts.headers)?;
+    if let Some(caller) = app.authenticator.recognize(token).await {
+        return Ok(caller);
+    }
+    if let Some(address) = address {
+        app.rates.admit_stranger(address, &app.metrics)?;
+    }
+    Ok(app.authenticator.authenticate(token, client).await?)
 }
 
 /// A caller who is an admin of their organization. That somebody else tried is recorded.
@@ -134,14 +164,15 @@ pub fn require_content_type(headers: &HeaderMap, wanted: &str) -> Result<(), Pro
     Err(Problem::unsupported_media_type(wanted))
 }
 
-/// Reads a body to its end: 413 when it is longer, 400 when it does not arrive in time.
+/// Reads a body to its end: 413 when it is longer, 408 when it does not arrive in time, 400 when it breaks off.
 pub async fn read_body(body: Body, limit: usize) -> Result<Bytes, Problem> {
     let reading = axum::body::to_bytes(body, limit);
     match tokio::time::timeout(BODY_TIMEOUT, reading).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error)) if is_length_limit(&error) => Err(Problem::too_large(limit)),
+        Ok(Err(error)) if linger::is_too_slow(&error) => Err(Problem::too_slow()),
         Ok(Err(_)) => Err(Problem::bad_request("The body ended early.")),
-        Err(_) => Err(Problem::bad_request("The body did not arrive in time.")),
+        Err(_) => Err(Problem::too_slow()),
     }
 }
 
@@ -154,6 +185,10 @@ fn is_length_limit(error: &axum::Error) -> bool {
 pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let text = std::str::from_utf8(bytes)
         .map_err(|error| Problem::bad_request(format!("The body is not UTF-8 (byte {}).", error.valid_up_to())))?;
+    // Serde would take an array for an object whose fields are in order.
+    if text.trim_ascii_start().starts_with('[') && serde_json::from_str::<IgnoredAny>(text).is_ok() {
+        return Err(Problem::invalid_field(".", "The body is a JSON object, not an array."));
+    }
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let field = error.path().to_string();
@@ -193,7 +228,7 @@ pub fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
-    use http::{HeaderValue, StatusCode};
+    use http::HeaderValue;
 
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -212,6 +247,8 @@ mod tests {
         assert_eq!(refused(b"{").status(), StatusCode::BAD_REQUEST);
         assert_eq!(refused(b"{\"name\": \"a\"} x").status(), StatusCode::BAD_REQUEST);
         assert_eq!(refused(b"{\"name\": 1}").status(), StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(refused(b" [\"a\"]").status(), StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(refused(b"[\"a\"").status(), StatusCode::BAD_REQUEST);
         let unknown = refused(b"{\"name\": \"a\", \"nmae\": 1}");
         assert_eq!(unknown.status(), StatusCode::UNPROCESSABLE_ENTITY);
         assert!(format!("{unknown:?}").contains("nmae"));

@@ -1,6 +1,9 @@
 //! The API for session pods, on a port of its own: a pod writes the transcript of its own session and nothing else.
 //! May touch: `auth::session_token`, `store`.
 
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+
 use axum::Json;
 use axum::extract::{Request, State};
 use http::StatusCode;
@@ -9,10 +12,12 @@ use serde::{Deserialize, Serialize};
 use super::App;
 use super::error::Problem;
 use super::extract::{self, SessionId};
+use super::transcript_budget::TranscriptBudget;
 use crate::auth::AuthError;
+use crate::auth::session_token::SessionClaims;
 use crate::store::TenantScope;
 use crate::store::messages::Message;
-use crate::store::sessions::Phase;
+use crate::store::sessions::{Phase, Session};
 
 /// A transcript may be long.
 pub const MAX_TRANSCRIPT_BYTES: usize = 32 * 1024 * 1024;
@@ -21,6 +26,17 @@ pub const MAX_TRANSCRIPT_BYTES: usize = 32 * 1024 * 1024;
 const MAX_MESSAGES: i32 = 20_000;
 /// A longer message is cut: a screen has 1000 lines of 80 characters.
 const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
+
+/// A pod that ends with its session still flushes what it has; the kubelet gives it less time than this.
+const LAST_WORDS_SECONDS: f64 = 120.0;
+
+/// What the API for session pods is told.
+pub struct InternalApi {
+    /// Whether a push must come from the address of the session's pod.
+    pub check_pod_address: bool,
+    /// How long transcripts may get.
+    pub budget: TranscriptBudget,
+}
 
 /// A pod's view of its session.
 #[derive(Debug, Deserialize)]
@@ -65,6 +81,8 @@ pub async fn put_messages(
     request: Request,
 ) -> Result<(StatusCode, Json<Taken>), Problem> {
     let (parts, body) = request.into_parts();
+    let peer = parts.extensions.get::<SocketAddr>().map(|peer| peer.ip().to_canonical());
+    let peer = peer.filter(|_| app.internal.check_pod_address);
     let headers = parts.headers;
     let claims = app
         .tokens
@@ -77,26 +95,20 @@ pub async fn put_messages(
     // Only now: whoever has no token makes the runtime hold nothing.
     let body = extract::read_body(body, MAX_TRANSCRIPT_BYTES).await?;
     let transcript: Transcript = extract::parse_json(&body)?;
+    transcript.validate()?;
     let Some(organization) = app.store.organization_by_slug(&claims.org).await? else {
         return Err(Problem::no_such_session());
     };
     // What runs in a pod belongs to the tenant, so a flood of pushes counts against the tenant.
     let scope = TenantScope { platform: false, ..TenantScope::system(&organization) };
     let mut tx = app.store.tenant_tx(&scope).await?;
-    // A late push of a pod on its way out is still taken; one of a session that never was is not.
     let Some(session) = tx.session(id).await? else {
         return Err(Problem::no_such_session());
     };
-    if let Some(bad) = transcript.messages.iter().find(|message| !(0..MAX_MESSAGES).contains(&message.id)) {
-        let detail = format!("A message's id is 0 to {}, not {}.", MAX_MESSAGES - 1, bad.id);
-        return Err(Problem::invalid_field("messages", detail));
-    }
-    let mut ids = std::collections::HashSet::new();
-    if let Some(twice) = transcript.messages.iter().find(|message| !ids.insert(message.id)) {
-        return Err(Problem::invalid_field("messages", format!("Message {} is there twice.", twice.id)));
-    }
+    admit(&session, &claims, peer)?;
     let messages: Vec<Message> = transcript.messages.into_iter().map(Message::from).collect();
     tx.upsert_messages(id, &messages).await?;
+    let grown = app.internal.budget.check(&mut tx, &session, &app.metrics).await?;
     if session.phase == Phase::Running {
         let status = transcript.status.map(|status| match status {
             AgentStatus::Running => "running",
@@ -105,7 +117,54 @@ pub async fn put_messages(
         tx.session_active(id, status).await?;
     }
     tx.commit().await?;
+    grown.count();
     Ok((StatusCode::OK, Json(Taken { taken: messages.len() })))
+}
+
+/// Whether this pod may write this session's transcript now. A token that got out of its pod is worth nothing
+/// elsewhere, and soon after the session's end it is worth nothing at all.
+fn admit(session: &Session, claims: &SessionClaims, peer: Option<IpAddr>) -> Result<(), Problem> {
+    let wrong_pod = || {
+        let detail = "Only the session's own pod may write its transcript.";
+        Problem::new(StatusCode::FORBIDDEN, "wrong-pod", "Wrong pod", detail)
+    };
+    if session.over_seconds.is_some_and(|seconds| seconds > LAST_WORDS_SECONDS) {
+        let detail = "The session is over; its transcript is closed.";
+        return Err(Problem::new(StatusCode::CONFLICT, "session-over", "Session is over", detail));
+    }
+    // A warm pod that was claimed this moment can be faster than the row that says so.
+    let not_yet = || Problem::unavailable("session-starting", "The session is still starting; try again.", 1);
+    match &session.pod_name {
+        Some(pod) if *pod == claims.pod => {}
+        None if session.over_seconds.is_none() => return Err(not_yet()),
+        _ => return Err(wrong_pod()),
+    }
+    // A session that is over has no address any more, only its pod's last words.
+    let Some(peer) = peer.filter(|_| session.over_seconds.is_none()) else {
+        return Ok(());
+    };
+    match session.pod_ip.as_deref().map(str::parse::<IpAddr>) {
+        None => Err(not_yet()),
+        Some(Ok(ip)) if ip.to_canonical() == peer => Ok(()),
+        Some(_) => Err(wrong_pod()),
+    }
+}
+
+impl Transcript {
+    fn validate(&self) -> Result<(), Problem> {
+        let mut seen = HashSet::new();
+        for TranscriptMessage { id, .. } in &self.messages {
+            if !(0..MAX_MESSAGES).contains(id) {
+                let detail = format!("A message's id is 0 to {}, not {id}.", MAX_MESSAGES - 1);
+                return Err(Problem::invalid_field("messages", detail));
+            }
+            if !seen.insert(*id) {
+                let detail = format!("The id {id} is there twice; send each message once.");
+                return Err(Problem::invalid_field("messages", detail));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl From<TranscriptMessage> for Message {

@@ -7,6 +7,7 @@ pub mod error;
 pub mod extract;
 #[cfg(test)]
 mod fuzz;
+mod head_deadline;
 pub mod health;
 pub mod internal;
 pub mod isolation;
@@ -14,9 +15,11 @@ mod linger;
 mod multipart;
 mod observe;
 mod proxy;
+pub mod rate_limit;
 pub mod request_id;
 pub mod router;
 pub mod server;
+pub mod transcript_budget;
 pub mod v1;
 
 use std::sync::Arc;
@@ -45,6 +48,10 @@ pub struct AppState {
     pub agents: Agents,
     /// Whose word about the client's address is taken.
     pub proxies: Proxies,
+    /// Limits of request rates.
+    pub rates: rate_limit::RateLimits,
+    /// What session pods may do.
+    pub internal: internal::InternalApi,
     /// Counters.
     pub metrics: Metrics,
     /// Cancelled when this replica should no longer get requests.

@@ -8,6 +8,7 @@ use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 
 use super::error::Problem;
+use super::linger;
 use super::extract::BODY_TIMEOUT;
 
 /// Longest head of a part.
@@ -55,9 +56,10 @@ pub(super) async fn begin(headers: &HeaderMap, body: Body) -> Result<Incoming, P
         }
         match tokio::time::timeout(BODY_TIMEOUT, stream.next()).await {
             Ok(Some(Ok(chunk))) => read.extend_from_slice(&chunk),
+            Ok(Some(Err(error))) if linger::is_too_slow(&error) => return Err(Problem::too_slow()),
             Ok(Some(Err(_))) => return Err(Problem::bad_request("The body ended early.")),
             Ok(None) => return Err(no_file()),
-            Err(_) => return Err(Problem::bad_request("The body did not arrive in time.")),
+            Err(_) => return Err(Problem::too_slow()),
         }
     };
     let Head { field, file: Some(name), length } = head else { return Err(no_file()) };

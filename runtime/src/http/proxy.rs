@@ -2,7 +2,7 @@
 //! slows the writer. May touch: `pods::agent`, metrics.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -13,7 +13,7 @@ use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderNa
 use http::{HeaderMap, Method, StatusCode};
 
 use super::error::{PROBLEM_JSON, Problem};
-use super::{AppState, request_id};
+use super::{AppState, linger, request_id};
 use crate::pods::agent::{AgentError, Target};
 
 /// Silence on an event stream after which a comment is sent, so that idle timeouts on the way do not cut it.
@@ -53,21 +53,23 @@ pub(super) async fn forward(app: &AppState, call: Call<'_>) -> Result<Response, 
     if let Some(id) = request_id::current() {
         request = request.header(request_id::HEADER, id);
     }
-    let mut limit = None;
+    let mut sent_body = None;
     if let Some((body, most)) = call.body {
         let sent = call.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
         if sent.is_some_and(|sent| sent > most) {
             return Err(Problem::too_large(most));
         }
-        let (stream, exceeded) = limited(body, most);
+        let (stream, outcome) = limited(body, most);
         request = request.body(reqwest::Body::wrap_stream(stream));
-        limit = Some((exceeded, most));
+        sent_body = Some((outcome, most));
     }
     let answer = tokio::time::timeout(call.timeout, request.send()).await;
-    if let Some((exceeded, most)) = limit
-        && exceeded.load(Ordering::Relaxed)
-    {
-        return Err(Problem::too_large(most));
+    if let Some((outcome, most)) = sent_body {
+        match outcome.load(Ordering::Relaxed) {
+            TOO_LARGE => return Err(Problem::too_large(most)),
+            TOO_SLOW => return Err(Problem::too_slow()),
+            _ => {}
+        }
     }
     let answer = match answer {
         Ok(Ok(answer)) => answer,
@@ -109,23 +111,33 @@ fn respond(app: &AppState, answer: reqwest::Response) -> Response {
     (status, headers, Body::from_stream(answer.bytes_stream())).into_response()
 }
 
-/// The body, cut off with an error once it has more than `most` bytes; the flag tells that this is what happened.
+/// What became of a request's body on its way to the pod.
+const PASSED_ON: u8 = 0;
+const TOO_LARGE: u8 = 1;
+const TOO_SLOW: u8 = 2;
+
+/// The body, cut off with an error once it has more than `most` bytes or comes too slowly; the second value tells
+/// which of the two happened.
 fn limited(
     body: Body,
     most: usize,
-) -> (impl Stream<Item = Result<Bytes, axum::Error>> + Send + 'static, Arc<AtomicBool>) {
-    let exceeded = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&exceeded);
+) -> (impl Stream<Item = Result<Bytes, axum::Error>> + Send + 'static, Arc<AtomicU8>) {
+    let outcome = Arc::new(AtomicU8::new(PASSED_ON));
+    let told = Arc::clone(&outcome);
     let seen = AtomicUsize::new(0);
     let stream = body.into_data_stream().map(move |chunk| {
-        let chunk = chunk?;
+        let chunk = chunk.inspect_err(|error| {
+            if linger::is_too_slow(error) {
+                told.store(TOO_SLOW, Ordering::Relaxed);
+            }
+        })?;
         if seen.fetch_add(chunk.len(), Ordering::Relaxed) + chunk.len() > most {
-            flag.store(true, Ordering::Relaxed);
+            told.store(TOO_LARGE, Ordering::Relaxed);
             return Err(axum::Error::new(std::io::Error::other("body too large")));
         }
         Ok(chunk)
     });
-    (stream, exceeded)
+    (stream, outcome)
 }
 
 /// Passes events through, with comments into long silences, until either side ends it or this replica shuts down;

@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::Problem;
-use super::{App, docs, extract, health, internal, isolation, observe, request_id, v1};
+use super::{App, docs, extract, health, internal, isolation, observe, rate_limit, request_id, v1};
 
 fn described() -> OpenApiRouter<App> {
     let bearer = HttpBuilder::new()
@@ -94,6 +94,7 @@ fn surrounded(router: Router<App>, app: &App) -> Router {
         .fallback(|| async { Problem::no_such_route() })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         .layer(CatchPanicLayer::custom(extract::panicked))
+        .layer(from_fn_with_state(App::clone(app), rate_limit::middleware))
         .layer(from_fn_with_state(App::clone(app), observe::middleware))
         .layer(from_fn(defensive_headers))
         .layer(from_fn(request_id::middleware))

@@ -1,6 +1,8 @@
-//! A listener with what a server on the open network needs: a deadline for request heads, the peer's address for the
-//! audit log, and a shutdown that lets running requests finish but not for ever. May touch: sockets.
+//! A listener with what a server on the open network needs: deadlines for request heads and for connections at rest,
+//! the peer's address for the audit log, and a shutdown that lets running requests finish but not for ever.
+//! May touch: sockets.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -8,22 +10,25 @@ use axum::Router;
 use axum::extract::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::{Layer, ServiceExt};
+use tower::ServiceExt;
 
+use super::head_deadline::{Busy, HeadDeadline, HoldingBody};
 use super::linger;
 
-/// A request's head must be complete within this time.
+/// A request's head must be complete within this time after its first byte.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// More than this in a request's head is refused (431).
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 
-/// Serves until `stop`; then takes no new connections and lets the open ones finish within `grace`.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken, grace: Duration) {
+/// Serves until `stop`; then takes no new connections and lets the open ones finish within `grace`. A connection without
+/// a request is closed after `idle`; let that be longer than the load balancer's own timeout, so that the balancer
+/// closes first and none of its requests meets a closed connection.
+pub async fn serve(listener: TcpListener, router: Router, idle: Duration, stop: CancellationToken, grace: Duration) {
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -32,7 +37,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         };
         match accepted {
             Ok((stream, peer)) => {
-                connections.spawn(connection(stream, peer, router.clone(), stop.clone()));
+                connections.spawn(connection(stream, peer, router.clone(), idle, stop.clone()));
             }
             Err(error) => {
                 // Out of file descriptors, most likely: a pause lets some come back.
@@ -48,22 +53,25 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
+async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, idle: Duration, stop: CancellationToken) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
-    let service = tower::util::MapRequestLayer::new(move |mut request: Request<Incoming>| {
+    let busy = Busy::default();
+    let stream = HeadDeadline::new(stream, busy.clone(), HEAD_TIMEOUT);
+    let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
-        linger::patiently(request)
-    })
-    .layer(router.into_service::<axum::body::Body>());
-    let service = TowerToHyperService::new(service.boxed_clone());
+        let (held, router) = (busy.hold(), router.clone());
+        async move {
+            let response = router.oneshot(linger::patiently(request)).await?;
+            Ok::<_, Infallible>(response.map(|body| HoldingBody::new(body, held)))
+        }
+    });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(idle)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
+        .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(serving);
     let result = tokio::select! {
         result = serving.as_mut() => result,

@@ -51,7 +51,12 @@ impl Lifecycle {
     /// a rotation of the signing key waits for it.
     async fn rekey(&self, organization: &Organization, session: &Session, pod: &Pod) -> Result<(), LifecycleError> {
         let Some(ip) = pod.ip() else { return Err(LifecycleError::PodLost("the pod does not run now".to_owned())) };
-        let claims = SessionClaims { sub: session.id, org: organization.slug.clone(), ws: session.workspace.clone() };
+        let claims = SessionClaims {
+            sub: session.id,
+            org: organization.slug.clone(),
+            ws: session.workspace.clone(),
+            pod: pod.name.clone(),
+        };
         let token_key = self.tokens.key_id();
         let token = self.tokens.for_session(&claims)?;
         let rekey = Rekey { token, token_key, public_keys: self.tokens.published() };

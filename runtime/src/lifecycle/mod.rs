@@ -27,6 +27,8 @@ pub use start::Launch;
 const HEARTBEAT: Duration = Duration::from_secs(3);
 /// Nobody has said anything about a session for this long: its replica is gone.
 const ABANDONED: Duration = Duration::from_secs(15);
+/// Why a session failed for which the tenant's namespace has no room.
+const QUOTA_EXCEEDED: &str = "quota-exceeded";
 
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +97,10 @@ impl Lifecycle {
         let marked = async {
             let mut tx = self.store.tenant_tx(&TenantScope::system(organization)).await?;
             let changed = tx.session_failed(session, error).await?;
+            if changed && reason == QUOTA_EXCEEDED {
+                // Nothing was begun: the same request, sent again, is to be tried again.
+                tx.forget_idempotency_key(session).await?;
+            }
             if changed {
                 let id = session.to_string();
                 tx.audit(&Entry {

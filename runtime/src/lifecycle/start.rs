@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::{HEARTBEAT, Lifecycle, LifecycleError};
-use crate::auth::session_token::SessionClaims;
+use super::{HEARTBEAT, Lifecycle, LifecycleError, QUOTA_EXCEEDED};
 use crate::pods::agent::{AgentError, Target};
-use crate::pods::{Pod, PodError, PodKind, PodRequest, PodState};
+use crate::pods::{Pod, PodError, PodKind, PodRequest, PodState, Shortage};
 use crate::store::TenantScope;
 use crate::store::identity::Organization;
 
@@ -37,6 +37,9 @@ macro_rules! patiently {
     };
 }
 
+/// Tells whether the cluster has room for a pod.
+type Teller = oneshot::Sender<Result<(), Shortage>>;
+
 /// A session to start.
 pub struct Launch {
     /// Its id.
@@ -52,14 +55,22 @@ pub struct Launch {
 }
 
 impl Lifecycle {
-    /// Starts a Pending session in the background.
-    pub fn launch(self: &Arc<Self>, launch: Launch) {
+    /// Starts a Pending session in the background. The receiver hears whether the cluster has room for its pod, once the
+    /// cluster has said so and a session without room is marked as failed.
+    pub fn launch(self: &Arc<Self>, launch: Launch) -> oneshot::Receiver<Result<(), Shortage>> {
         let lifecycle = Arc::clone(self);
+        let (tell, told) = oneshot::channel();
         self.tasks.spawn(async move {
             let (organization, session) = (Arc::clone(&launch.organization), launch.session);
-            let work = lifecycle.start(launch);
-            lifecycle.watch_over(&organization, session, work).await;
+            let mut tell = Some(tell);
+            let work = lifecycle.start(launch, &mut tell);
+            let failure = lifecycle.watch_over(&organization, session, work).await;
+            if let (Some(tell), Some(LifecycleError::Pods(PodError::QuotaExceeded(shortage)))) = (tell, failure) {
+                // Who asked may have gone.
+                let _ = tell.send(Err(shortage));
+            }
         });
+        told
     }
 
     /// Finishes the start of a session whose pod has all it needs, in the background.
@@ -77,7 +88,7 @@ impl Lifecycle {
         organization: &Organization,
         session: Uuid,
         work: impl Future<Output = Result<(), LifecycleError>>,
-    ) {
+    ) -> Option<LifecycleError> {
         let heartbeat = async {
             loop {
                 sleep(HEARTBEAT).await;
@@ -90,15 +101,16 @@ impl Lifecycle {
             outcome = work => outcome,
             () = heartbeat => Ok(()),
         };
-        if let Err(error) = outcome {
-            let reason = match error {
-                LifecycleError::Deadline(..) => "start-deadline",
-                LifecycleError::PodLost(_) => "pod-lost",
-                LifecycleError::Pods(PodError::Refused(_)) => "pod-refused",
-                _ => "start-error",
-            };
-            self.fail(organization, session, reason, &error.to_string()).await;
-        }
+        let error = outcome.err()?;
+        let reason = match &error {
+            LifecycleError::Deadline(..) => "start-deadline",
+            LifecycleError::PodLost(_) => "pod-lost",
+            LifecycleError::Pods(PodError::Refused(_)) => "pod-refused",
+            LifecycleError::Pods(PodError::QuotaExceeded(_)) => QUOTA_EXCEEDED,
+            _ => "start-error",
+        };
+        self.fail(organization, session, reason, &error.to_string()).await;
+        Some(error)
     }
 
     async fn touch(&self, organization: &Organization, session: Uuid) -> Result<(), LifecycleError> {
@@ -107,17 +119,18 @@ impl Lifecycle {
         Ok(tx.commit().await?)
     }
 
-    async fn start(&self, launch: Launch) -> Result<(), LifecycleError> {
+    async fn start(&self, launch: Launch, tell: &mut Option<Teller>) -> Result<(), LifecycleError> {
         let began = Instant::now();
         let Launch { session, organization, workspace, env, prompt } = launch;
-        let claims = SessionClaims { sub: session, org: organization.slug.clone(), ws: workspace.clone() };
         // The id first: if the key changes in between, the pod counts as one with an old token and gets another.
-        let token_key = self.tokens.key_id();
-        let token = self.tokens.for_session(&claims)?;
-        let organization_slug = organization.slug.clone();
-        let request = PodRequest { session, organization: organization_slug, workspace, env, prompt, token, token_key };
+        let (token_key, tokens) = (self.tokens.key_id(), Arc::clone(&self.tokens));
+        let slug = organization.slug.clone();
+        let request = PodRequest { session, organization: slug, workspace, env, prompt, tokens, token_key };
         let pod = loop {
             let pod = patiently!(self, began, session, self.pods.acquire(&request))?;
+            if let Some(tell) = tell.take() {
+                let _ = tell.send(Ok(()));
+            }
             match (pod.kind, pod.ip()) {
                 (PodKind::Warm, Some(ip)) => {
                     match self.agents.claim(Target { session, pod: &pod.name, ip }, &request).await {

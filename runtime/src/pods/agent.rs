@@ -17,6 +17,8 @@ use crate::auth::session_token::{SessionTokenError, SessionTokens};
 
 /// A claim restarts the agent at most; it does not wait for it.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+/// So much of a refusal is kept for the session's error.
+const MAX_DETAIL_BYTES: usize = 500;
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a pod gave no useful answer.
@@ -104,10 +106,11 @@ impl Agents {
         let expose = |secret: &'_ SecretString| -> String { secret.expose_secret().to_owned() };
         let env: BTreeMap<&str, String> =
             request.env.iter().map(|(key, value)| (key.as_str(), expose(value))).collect();
+        let token = request.token(target.pod)?;
         let body = ClaimBody {
             session_id: request.session,
             env: env.iter().map(|(key, value)| (*key, value.as_str())).collect(),
-            token: request.token.expose_secret(),
+            token: token.expose_secret(),
             initial_prompt: request.prompt.as_deref(),
         };
         self.post(target, "/internal/claim", &body).await
@@ -125,10 +128,7 @@ impl Agents {
         match response.status() {
             status if status.is_success() => Ok(()),
             StatusCode::CONFLICT => Err(AgentError::Taken),
-            status => {
-                let text = response.text().await.unwrap_or_default();
-                Err(AgentError::Refused { status, detail: text.chars().take(500).collect() })
-            }
+            status => Err(AgentError::Refused { status, detail: beginning(response).await }),
         }
     }
 
@@ -137,6 +137,17 @@ impl Agents {
         let call = self.http.get(address(ip, "/internal/ready")?).timeout(READY_TIMEOUT);
         Ok(call.send().await.map_err(AgentError::Unreachable)?.status().is_success())
     }
+}
+
+/// The first words of an answer. The pod runs what a model wrote: nobody knows how long its answer is.
+async fn beginning(mut response: reqwest::Response) -> String {
+    let mut bytes = Vec::new();
+    while bytes.len() < MAX_DETAIL_BYTES
+        && let Ok(Some(chunk)) = response.chunk().await
+    {
+        bytes.extend_from_slice(&chunk[..chunk.len().min(MAX_DETAIL_BYTES - bytes.len())]);
+    }
+    String::from_utf8_lossy(&bytes).chars().filter(|c| !c.is_control()).collect()
 }
 
 fn address(ip: &str, path: &str) -> Result<String, AgentError> {

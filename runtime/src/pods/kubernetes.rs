@@ -15,7 +15,7 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState, Rekey};
+use super::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState, Rekey, Shortage};
 use crate::metrics::Metrics;
 
 #[path = "kubernetes_objects.rs"]
@@ -30,7 +30,10 @@ pub struct KubernetesPods {
 fn refused_or_away(error: kube::Error) -> PodError {
     match error {
         kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422) => {
-            // Quota, admission or a template that the API server does not take: the tenant's admin can act on it.
+            if let Some(shortage) = Shortage::in_message(&status.message) {
+                return PodError::QuotaExceeded(shortage);
+            }
+            // Admission or a template that the API server does not take: the tenant's admin can act on it.
             PodError::Refused(format!("the cluster refuses the session's pod: {}", status.message))
         }
         other => PodError::Unavailable(other.to_string()),
@@ -141,7 +144,7 @@ impl KubernetesPods {
         pod: &str,
         owner: Option<OwnerReference>,
     ) -> Result<(), PodError> {
-        let secret = objects::session_secret(request, pod, owner);
+        let secret = objects::session_secret(request, pod, owner)?;
         match self.secrets(&request.organization).create(&PostParams::default(), &secret).await {
             Ok(_) => Ok(()),
             // Written by an earlier attempt; its content comes from the same request.

@@ -12,6 +12,7 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::auth::session_token::SessionTokenError;
 use crate::pods::{Pod, PodKind, PodRequest, PodState};
 
 /// Key of the session token in a session's Secret.
@@ -34,7 +35,12 @@ pub(super) fn cold_pod(template: &PodTemplate, name: &str, request: &PodRequest)
 }
 
 /// What the pod learns about its session, also after a container restart.
-pub(super) fn session_secret(request: &PodRequest, pod: &str, owner: Option<OwnerReference>) -> Secret {
+pub(super) fn session_secret(
+    request: &PodRequest,
+    pod: &str,
+    owner: Option<OwnerReference>,
+) -> Result<Secret, SessionTokenError> {
+    let token = request.token(pod)?;
     let env: BTreeMap<&str, &str> =
         request.env.iter().map(|(key, value)| (key.as_str(), value.expose_secret())).collect();
     let session = json!({
@@ -46,7 +52,7 @@ pub(super) fn session_secret(request: &PodRequest, pod: &str, owner: Option<Owne
     let data = BTreeMap::from([
         ("env.json".to_owned(), ByteString(json!(env).to_string().into_bytes())),
         ("session.json".to_owned(), ByteString(session.to_string().into_bytes())),
-        (TOKEN_KEY.to_owned(), ByteString(request.token.expose_secret().as_bytes().to_vec())),
+        (TOKEN_KEY.to_owned(), ByteString(token.expose_secret().as_bytes().to_vec())),
     ]);
     let labels = BTreeMap::from([
         (names::LABEL_MANAGED_BY.to_owned(), names::OPERATOR.to_owned()),
@@ -54,7 +60,7 @@ pub(super) fn session_secret(request: &PodRequest, pod: &str, owner: Option<Owne
         (names::LABEL_SESSION.to_owned(), request.session.to_string()),
         (names::LABEL_WORKSPACE.to_owned(), request.workspace.clone()),
     ]);
-    Secret {
+    Ok(Secret {
         metadata: ObjectMeta {
             name: Some(names::session_secret(pod)),
             labels: Some(labels),
@@ -64,7 +70,7 @@ pub(super) fn session_secret(request: &PodRequest, pod: &str, owner: Option<Owne
         type_: Some("Opaque".to_owned()),
         data: Some(data),
         ..Secret::default()
-    }
+    })
 }
 
 /// The pod as an owner, so that what belongs to it goes with it.

@@ -1,5 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::*;
+use std::sync::Arc;
+
+use crate::auth::session_token::{SessionTokens, TEST_PEM};
 use secrecy::SecretString;
 
 fn request() -> PodRequest {
@@ -9,7 +12,7 @@ fn request() -> PodRequest {
         workspace: "coding".into(),
         env: BTreeMap::from([("API_KEY".to_owned(), SecretString::from("hunter2"))]),
         prompt: Some("hello".into()),
-        token: SecretString::from("tok"),
+        tokens: Arc::new(SessionTokens::from_pem(TEST_PEM).unwrap()),
         token_key: "key-1".into(),
     }
 }
@@ -54,10 +57,11 @@ fn the_environment_is_in_the_secret_and_not_in_the_pod() {
     let request = request();
     let pod = cold_pod(&template(), "s-1", &request).unwrap();
     assert!(!serde_json::to_string(&pod).unwrap().contains("hunter2"));
-    let secret = session_secret(&request, "s-1", None);
+    let secret = session_secret(&request, "s-1", None).unwrap();
     let data = secret.data.unwrap();
     assert_eq!(data["env.json"].0, br#"{"API_KEY":"hunter2"}"#);
-    assert_eq!(data["token"].0, b"tok");
+    let token = request.tokens.verify_session(std::str::from_utf8(&data["token"].0).unwrap()).unwrap();
+    assert_eq!((token.sub, token.pod.as_str()), (request.session, "s-1"));
 }
 
 #[test]

@@ -6,11 +6,14 @@ pub mod agent;
 pub mod kubernetes;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use secrecy::SecretString;
 use uuid::Uuid;
+
+use crate::auth::session_token::{SessionClaims, SessionTokenError, SessionTokens};
 
 /// Why a pod could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -18,9 +21,50 @@ pub enum PodError {
     /// The cluster refuses, and will again: no template, quota used up, admission. The text is shown to the user.
     #[error("{0}")]
     Refused(String),
+    /// The ResourceQuota of the tenant's namespace has no room for the pod.
+    #[error("quota exceeded: {0}")]
+    QuotaExceeded(Shortage),
     /// The cluster does not answer at the moment.
     #[error("the cluster cannot be reached: {0}")]
     Unavailable(String),
+    /// The session's token cannot be signed.
+    #[error(transparent)]
+    Token(#[from] SessionTokenError),
+}
+
+/// What is short, in Kubernetes' words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortage {
+    /// Resource of the quota, `limits.cpu` for one.
+    pub resource: String,
+    /// What the pod asks for.
+    pub requested: String,
+    /// What is in use.
+    pub used: String,
+    /// The quota.
+    pub limit: String,
+}
+
+impl std::fmt::Display for Shortage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { resource, requested, used, limit } = self;
+        write!(f, "{resource} (the pod asks for {requested}, and {used} of {limit} are used)")
+    }
+}
+
+impl Shortage {
+    /// From what the API server answers, which ends in `exceeded quota: <name>, requested: limits.cpu=2, used:
+    /// limits.cpu=19, limited: limits.cpu=20`. The first resource of several; the others come up when it is mended.
+    pub fn in_message(message: &str) -> Option<Self> {
+        let (_, list) = message.split_once("exceeded quota: ")?;
+        let part = |name: &str| {
+            let (_, rest) = list.split_once(name)?;
+            let (resource, value) = rest.split([',', ' ']).next()?.split_once('=')?;
+            Some((resource.to_owned(), value.to_owned()))
+        };
+        let (resource, requested) = part("requested: ")?;
+        Some(Self { resource, requested, used: part("used: ")?.1, limit: part("limited: ")?.1 })
+    }
 }
 
 /// A session that needs a pod.
@@ -35,10 +79,22 @@ pub struct PodRequest {
     pub env: BTreeMap<String, SecretString>,
     /// First message to the agent.
     pub prompt: Option<String>,
-    /// With it the pod writes its transcript.
-    pub token: SecretString,
-    /// Id of the key that signed it.
+    /// Signs the token with which the pod writes its transcript.
+    pub tokens: Arc<SessionTokens>,
+    /// Id of the key that signs it, or signed a moment ago.
     pub token_key: String,
+}
+
+impl PodRequest {
+    /// The session token for one pod; it is made when the pod is known, and is good for no other.
+    pub fn token(&self, pod: &str) -> Result<SecretString, SessionTokenError> {
+        self.tokens.for_session(&SessionClaims {
+            sub: self.session,
+            org: self.organization.clone(),
+            ws: self.workspace.clone(),
+            pod: pod.to_owned(),
+        })
+    }
 }
 
 /// What a pod gets when the keys change or its token runs out.
@@ -142,4 +198,21 @@ pub trait PodBackend: Send + Sync + 'static {
 
     /// Deletes the session's pods and Secrets. True: they are gone; false: on their way out.
     fn release<'a>(&'a self, organization: &'a str, session: Uuid) -> BoxFuture<'a, Result<bool, PodError>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortage_is_read_from_the_api_servers_words() {
+        let message = "pods \"s-1\" is forbidden: exceeded quota: agentapi, requested: limits.cpu=2,limits.memory=1Gi, \
+                       used: limits.cpu=19,limits.memory=39Gi, limited: limits.cpu=20,limits.memory=39Gi";
+        let shortage = Shortage::in_message(message).map(|shortage| shortage.to_string());
+        assert_eq!(shortage.as_deref(), Some("limits.cpu (the pod asks for 2, and 19 of 20 are used)"));
+        for other in ["", "is forbidden: violates PodSecurity", "exceeded quota: x", "exceeded quota: x, requested: y"]
+        {
+            assert_eq!(Shortage::in_message(other), None, "{other}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Pushes the transcript to the runtime, so that it outlives the pod. In the background: a runtime that is
 //! away delays the transcript and nothing else.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use jiff::Timestamp;
@@ -51,9 +51,10 @@ struct Pusher {
 }
 
 impl Pusher {
-    fn new() -> Result<Self, reqwest::Error> {
+    fn new(host: &Host) -> Result<Self, reqwest::Error> {
         // Straight to the runtime: a proxy in the workspace's environment is for the agent.
-        let client = reqwest::Client::builder().timeout(PUSH_TIMEOUT).no_proxy().build()?;
+        let client = reqwest::Client::builder().timeout(PUSH_TIMEOUT).no_proxy().local_address(own_address(host));
+        let client = client.build()?;
         Ok(Self { client, pushed: HashMap::new(), pushed_status: None })
     }
 
@@ -95,6 +96,13 @@ impl Pusher {
     }
 }
 
+/// The runtime knows a pod by its address. A pod has one; a host on the loopback network, where a machine has many,
+/// speaks from the one that it listens on.
+fn own_address(host: &Host) -> Option<IpAddr> {
+    let runtime = host.config.runtime_url.as_ref()?.host_str()?.parse::<IpAddr>().ok()?;
+    Some(host.config.listen.ip()).filter(|own| own.is_loopback() && runtime.is_loopback())
+}
+
 fn target(host: &Host) -> Option<Target> {
     let base = host.config.runtime_url.as_ref()?;
     let (session, token) = {
@@ -112,7 +120,7 @@ pub(super) async fn push_on_change(host: Arc<Host>, stop: CancellationToken) {
         tracing::info!("no runtime to push the transcript to");
         return;
     }
-    let mut pusher = match Pusher::new() {
+    let mut pusher = match Pusher::new(&host) {
         Ok(pusher) => pusher,
         Err(error) => {
             tracing::error!(%error, "the transcript cannot be pushed");
@@ -157,7 +165,7 @@ pub(super) async fn push_on_change(host: Arc<Host>, stop: CancellationToken) {
 
 /// One last push of everything when the pod ends.
 pub(super) async fn push_last(host: &Host) {
-    let Ok(mut pusher) = Pusher::new() else { return };
+    let Ok(mut pusher) = Pusher::new(host) else { return };
     match tokio::time::timeout(LAST_PUSH, pusher.push(host)).await {
         Ok(Ok(()) | Err(PushError::More)) => {}
         Ok(Err(PushError::Refused(code))) => tracing::warn!(code, "the runtime refused the last transcript"),

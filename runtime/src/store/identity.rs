@@ -2,7 +2,9 @@
 //! role to take on. May touch: the view `app.tenants`.
 
 use std::collections::HashSet;
+use std::num::NonZeroU32;
 
+use serde_json::Value;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
@@ -26,10 +28,66 @@ pub struct Organization {
     pub jwks_uri: Option<String>,
     /// Most sessions at a time; without it, no limit of the organization's own.
     pub max_sessions: Option<i64>,
+    /// How many requests it may send.
+    pub rates: Rates,
+}
+
+/// Requests per second, and how many at once after a pause.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rate {
+    /// On average.
+    pub per_second: f64,
+    /// At once.
+    pub burst: u32,
+}
+
+impl Rate {
+    /// What one of so many replicas lets in; the burst never below one.
+    #[must_use]
+    pub fn share(self, replicas: NonZeroU32) -> Self {
+        Self {
+            per_second: self.per_second / f64::from(replicas.get()),
+            burst: self.burst.div_ceil(replicas.get()).max(1),
+        }
+    }
+}
+
+/// What an Organization says about a rate; the rest is the platform's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OwnRate {
+    /// Requests per second.
+    pub per_second: Option<u32>,
+    /// At once.
+    pub burst: Option<u32>,
+}
+
+impl OwnRate {
+    fn of(quota: &Value) -> Self {
+        let number = |key: &str| u32::try_from(quota.get(key)?.as_u64()?).ok().filter(|number| *number > 0);
+        Self { per_second: number("requestsPerSecond"), burst: number("burst") }
+    }
+
+    /// With the platform's defaults for what it does not say. Who says a rate and no burst gets two seconds' worth.
+    #[must_use]
+    pub fn over(self, default: Rate) -> Rate {
+        let per_second = self.per_second.map_or(default.per_second, f64::from);
+        let burst = self.burst.or(self.per_second.map(|rate| rate.saturating_mul(2))).unwrap_or(default.burst);
+        Rate { per_second, burst }
+    }
+}
+
+/// Both rates of an organization.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// All its requests.
+    pub organization: OwnRate,
+    /// Those of each user.
+    pub user: OwnRate,
 }
 
 impl Organization {
     fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let quota: Value = row.try_get("quota")?;
         Ok(Self {
             id: row.try_get("id")?,
             slug: row.try_get("slug")?,
@@ -37,11 +95,27 @@ impl Organization {
             issuer: row.try_get("issuer")?,
             audience: row.try_get("audience")?,
             jwks_uri: row.try_get("jwks_uri")?,
-            max_sessions: row
-                .try_get::<serde_json::Value, _>("quota")?
-                .get("sessions")
-                .and_then(serde_json::Value::as_i64),
+            max_sessions: quota.get("sessions").and_then(Value::as_i64),
+            rates: Rates {
+                organization: OwnRate::of(&quota),
+                user: quota.get("perUser").map(OwnRate::of).unwrap_or_default(),
+            },
         })
+    }
+
+    /// One without limits of its own.
+    #[cfg(test)]
+    pub(crate) fn for_tests(slug: &str) -> Self {
+        Self {
+            id: Uuid::nil(),
+            slug: slug.to_owned(),
+            role_name: format!("org_{slug}"),
+            issuer: "https://login.example.com".to_owned(),
+            audience: "agentapi".to_owned(),
+            jwks_uri: None,
+            max_sessions: None,
+            rates: Rates::default(),
+        }
     }
 }
 
@@ -86,5 +160,25 @@ impl Store {
         .fetch_optional(&self.pool)
         .await?;
         Ok(row.as_ref().map(Organization::from_row).transpose()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_organization_says_as_much_as_it_likes() {
+        let default = Rate { per_second: 10.0, burst: 15 };
+        let rate = |quota: Value| {
+            let Rate { per_second, burst } = OwnRate::of(&quota).over(default);
+            (per_second, burst)
+        };
+        assert_eq!(rate(json!({})), (10.0, 15));
+        assert_eq!(rate(json!({"requestsPerSecond": 100})), (100.0, 200));
+        assert_eq!(rate(json!({"burst": 3})), (10.0, 3));
+        assert_eq!(rate(json!({"requestsPerSecond": 100, "burst": 5})), (100.0, 5));
+        assert_eq!(rate(json!({"requestsPerSecond": 0, "burst": -1})), (10.0, 15), "the schema refuses these");
     }
 }

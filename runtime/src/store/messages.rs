@@ -1,9 +1,13 @@
-//! Transcripts, which outlive their pods. May touch: `messages`.
+//! Transcripts, which outlive their pods. May touch: `messages`, and their size in `sessions`.
 
 use sqlx::Row;
 use uuid::Uuid;
 
+use super::sessions::{Phase, Session};
 use super::{StoreError, TenantTx};
+
+/// A smaller change of a transcript's size is not recorded.
+const RECORD_STEP: u64 = 1024;
 
 /// One message of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +41,31 @@ impl TenantTx {
             })
         };
         Ok(rows.iter().map(message).collect::<Result<_, _>>()?)
+    }
+
+    /// Text of a session's messages, recorded with the session so that the organization's sum costs little.
+    pub async fn record_transcript_bytes(&mut self, session: &Session) -> Result<i64, StoreError> {
+        let bytes: i64 =
+            sqlx::query_scalar("select coalesce(sum(octet_length(content)), 0) from messages where session_id = $1")
+                .bind(session.id)
+                .fetch_one(&mut *self.tx)
+                .await?;
+        // A change of the row says that somebody works on the session, which decides about a takeover while it starts;
+        // and a few characters more are not worth a write.
+        if bytes.abs_diff(session.transcript_bytes) >= RECORD_STEP && session.phase != Phase::Starting {
+            sqlx::query("update sessions set transcript_bytes = $2 where id = $1")
+                .bind(session.id)
+                .bind(bytes)
+                .execute(&mut *self.tx)
+                .await?;
+        }
+        Ok(bytes)
+    }
+
+    /// Text of all messages of the organization, as recorded.
+    pub async fn transcript_bytes(&mut self) -> Result<i64, StoreError> {
+        let sum = "select coalesce(sum(transcript_bytes), 0)::bigint from sessions";
+        Ok(sqlx::query_scalar(sum).fetch_one(&mut *self.tx).await?)
     }
 
     /// Adds what is new and replaces what has changed.

@@ -190,6 +190,11 @@ impl TenantTx {
         Ok(self.tx.commit().await?)
     }
 
+    /// The tenant.
+    pub fn organization_id(&self) -> Uuid {
+        self.organization_id
+    }
+
     /// For a few statements within a user's transaction that must see the whole organization, such as counting for
     /// a quota. `end_widened` goes back.
     async fn widen(&mut self) -> Result<(), StoreError> {

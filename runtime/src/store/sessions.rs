@@ -91,6 +91,10 @@ pub struct Session {
     pub unchanged_seconds: f64,
     /// Seconds since its user or agent did something.
     pub idle_seconds: f64,
+    /// Seconds since it was over.
+    pub over_seconds: Option<f64>,
+    /// Text in its messages, as last recorded.
+    pub transcript_bytes: i64,
     /// The workspace's `idleTimeout`.
     pub idle_timeout: Option<String>,
     /// The workspace's `ttl`.
@@ -111,6 +115,7 @@ macro_rules! select_session {
                     extract(epoch from now() - s.created_at)::float8 as age_seconds,
                     extract(epoch from now() - s.updated_at)::float8 as unchanged_seconds,
                     extract(epoch from now() - s.last_activity_at)::float8 as idle_seconds,
+                    extract(epoch from now() - s.ended_at)::float8 as over_seconds, s.transcript_bytes,
                     w.spec ->> 'idleTimeout' as idle_timeout, w.spec ->> 'ttl' as ttl
              from sessions s join workspaces w on w.org_id = s.org_id and w.id = s.workspace_id ",
             $rest
@@ -137,6 +142,8 @@ impl Session {
             age_seconds: row.try_get("age_seconds")?,
             unchanged_seconds: row.try_get("unchanged_seconds")?,
             idle_seconds: row.try_get("idle_seconds")?,
+            over_seconds: row.try_get("over_seconds")?,
+            transcript_bytes: row.try_get("transcript_bytes")?,
             idle_timeout: row.try_get("idle_timeout")?,
             ttl: row.try_get("ttl")?,
         })
@@ -264,6 +271,15 @@ impl TenantTx {
         .execute(&mut *self.tx)
         .await?;
         Ok(done.rows_affected() == 1)
+    }
+
+    /// The next request with the session's key makes another session.
+    pub async fn forget_idempotency_key(&mut self, id: Uuid) -> Result<(), StoreError> {
+        sqlx::query("update sessions set idempotency_key = null, request_hash = null where id = $1")
+            .bind(id)
+            .execute(&mut *self.tx)
+            .await?;
+        Ok(())
     }
 
     /// Pending or Starting → Starting, on this pod. False: it was deleted or has failed meanwhile.

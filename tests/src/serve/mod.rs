@@ -3,8 +3,9 @@
 
 pub mod idp;
 pub mod pods;
+pub mod steps;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +40,8 @@ pub struct Platform {
     pub pods: Arc<ProcessPods>,
     /// The key that the identity provider signs with, unless a test wants another.
     pub key: SigningKey,
+    /// The key that the runtime signs tokens to and from pods with.
+    pub tokens: Arc<SessionTokens>,
     folder: TempDir,
     signing_key: PathBuf,
 }
@@ -81,8 +84,9 @@ impl Platform {
         let signing_key = folder.path().join("private.pem");
         let (private, public_x) = idp::ed25519()?;
         std::fs::write(&signing_key, pem(&private))?;
+        let tokens = Arc::new(SessionTokens::from_pem(&pem(&private))?);
         let pods = Arc::new(ProcessPods::new(session_pod, &public_x)?);
-        Ok(Self { db, idp, pods, key, folder, signing_key })
+        Ok(Self { db, idp, pods, key, tokens, folder, signing_key })
     }
 
     /// A configuration whose listeners are on free loopback ports and whose clocks are quick.
@@ -103,6 +107,18 @@ impl Platform {
             shutdown_delay_seconds: 0,
             shutdown_grace_seconds: 5,
             reconcile_seconds: 1,
+            // Out of the way of tests that ask often; those of the limits set lower ones.
+            organization_requests_per_second: 2000,
+            organization_burst: 4000,
+            user_requests_per_second: 1000,
+            user_burst: 2000,
+            failed_authentications_per_second: 1000,
+            failed_authentications_burst: 2000,
+            replicas: std::num::NonZeroU32::MIN,
+            http_idle_seconds: 75,
+            check_pod_address: true,
+            session_transcript_bytes: 4 << 20,
+            organization_transcript_bytes: 19 << 19,
             start_deadline_seconds: 60,
         }
     }
@@ -202,6 +218,11 @@ impl Replica {
     /// A client with a token, or without.
     pub fn api(&self, token: Option<&str>) -> Result<Api> {
         Api::new(&format!("http://{}", self.addresses.public), token.map(str::to_owned))
+    }
+
+    /// A client of the API for session pods, from one of this machine's addresses.
+    pub fn internal_api(&self, token: Option<&str>, own: IpAddr) -> Result<Api> {
+        Api::from_address(&format!("http://{}", self.addresses.internal), token.map(str::to_owned), Some(own))
     }
 
     /// Begins to end it, as SIGTERM does.

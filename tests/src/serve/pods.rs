@@ -2,7 +2,7 @@
 //! own. The API talks to them exactly as to pods: token, claim, readiness, the whole contract.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentapi_crds::names::{self, SESSION_PORT, env};
-use agentapi_runtime::pods::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState, Rekey};
+use agentapi_runtime::pods::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState, Rekey, Shortage};
 use anyhow::{Context, Result};
 use futures::future::BoxFuture;
 use secrecy::ExposeSecret;
@@ -32,6 +32,8 @@ pub struct ProcessPods {
 struct State {
     internal_api: Option<SocketAddr>,
     running: HashMap<String, Process>,
+    /// Do as if the tenant's quota had no room.
+    shortage: Option<Shortage>,
     /// Refuse every new pod with this text.
     refuse: Option<String>,
     /// Do as if the API server were away.
@@ -84,6 +86,11 @@ impl ProcessPods {
         self.state().refuse = why.map(str::to_owned);
     }
 
+    /// Has no room for new pods from now on, or has again.
+    pub fn set_shortage(&self, shortage: Option<Shortage>) {
+        self.state().shortage = shortage;
+    }
+
     /// Whether the "cluster" answers.
     pub fn set_away(&self, away: bool) {
         self.state().away = away;
@@ -124,6 +131,13 @@ impl ProcessPods {
         Ok(self.folder.path().join(name.context("the session has no pod")?))
     }
 
+    /// Name and address of a session's pod.
+    pub fn of(&self, session: Uuid) -> Result<(String, IpAddr)> {
+        let state = self.state();
+        let found = state.running.iter().find(|(_, it)| it.session == Some(session));
+        found.map(|(name, it)| (name.clone(), IpAddr::from(it.ip))).context("the session has no pod")
+    }
+
     /// How many pods there are.
     pub fn count(&self) -> usize {
         self.state().running.len()
@@ -156,7 +170,7 @@ impl ProcessPods {
                                "initialPrompt": request.prompt});
             std::fs::write(home.join("secret/session.json"), about.to_string())?;
             std::fs::write(home.join("secret/env.json"), json!(env).to_string())?;
-            std::fs::write(home.join("secret/token"), request.token.expose_secret())?;
+            std::fs::write(home.join("secret/token"), request.token(name)?.expose_secret())?;
         }
         let ip = self.address();
         let log = std::fs::File::create(home.join("log"))?;
@@ -213,6 +227,9 @@ impl ProcessPods {
         }
         if let Some(why) = self.state().refuse.clone() {
             return Err(PodError::Refused(why));
+        }
+        if let Some(shortage) = self.state().shortage.clone() {
+            return Err(PodError::QuotaExceeded(shortage));
         }
         let warm = {
             let mut state = self.state();

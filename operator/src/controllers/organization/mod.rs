@@ -18,12 +18,7 @@ use crate::{
         organization::{Ensured, Tenant},
     },
 };
-use agentapi_crds::{
-    Organization,
-    conditions::reason,
-    names,
-    organization::{OrganizationStatus, Usage},
-};
+use agentapi_crds::{Organization, conditions::reason, names, organization::OrganizationStatus};
 use build::{Prepared, TenantSecrets};
 use dereference::{Live, NamespaceState};
 use k8s_openapi::jiff::SignedDuration;
@@ -55,7 +50,7 @@ async fn present(organization: &Organization, context: &Context) -> Result<Actio
         Ok(tenant) => tenant,
         Err(refusal) => {
             let failed = Progress::Failed(refusal.reason, refusal.message);
-            write_status(organization, context, &failed, &failed, None).await?;
+            write_status(organization, context, &failed, &failed).await?;
             return Ok(Action::await_change());
         }
     };
@@ -79,7 +74,7 @@ async fn present(organization: &Organization, context: &Context) -> Result<Actio
     };
     if progress != Progress::Done {
         let waiting = Progress::Waiting(reason::PROGRESSING, "waits for the namespace".into());
-        write_status(organization, context, &progress, &waiting, None).await?;
+        write_status(organization, context, &progress, &waiting).await?;
         return Ok(Action::requeue(jittered(SOON)));
     }
     let foundation = build::foundation(&tenant, &context.config);
@@ -91,21 +86,18 @@ async fn present(organization: &Organization, context: &Context) -> Result<Actio
     super::workspace::apply::sweep_orphans(context, &namespace).await?;
 
     let live = dereference::secrets(context, &namespace).await?;
-    let InPostgres { progress: database, secrets, sessions } =
-        in_postgres(organization, context, &tenant, live).await?;
+    let InPostgres { progress: database, secrets } = in_postgres(organization, context, &tenant, live).await?;
     if let Some(secrets) = secrets {
         apply::secrets(context, &namespace, secrets).await?;
     }
 
-    let usage = usage(organization, context, sessions);
-    write_status(organization, context, &Progress::Done, &database, usage).await?;
+    write_status(organization, context, &Progress::Done, &database).await?;
     Ok(Action::requeue(jittered(if database == Progress::Done { RESYNC } else { SOON })))
 }
 
 struct InPostgres {
     progress: Progress,
     secrets: Option<TenantSecrets<Prepared>>,
-    sessions: Option<i32>,
 }
 
 /// The tenant in Postgres. That it can't be reached is a value: the namespace must not wait for it.
@@ -116,7 +108,7 @@ async fn in_postgres(
     live: Live,
 ) -> Result<InPostgres> {
     let Live { credentials: live, data_keys: kept } = live;
-    let failed = |error: &tenancy::Error| InPostgres { progress: unavailable(error), secrets: None, sessions: None };
+    let failed = |error: &tenancy::Error| InPostgres { progress: unavailable(error), secrets: None };
     let ensured = match context.postgres() {
         Ok(pool) => {
             tenancy::organization::ensure(pool, tenant, &context.keys.now().master, kept, &context.metrics).await
@@ -135,7 +127,6 @@ async fn in_postgres(
     Ok(InPostgres {
         progress: Progress::Done,
         secrets: Some(build::secrets(tenant, &credentials, &context.tenant_database, &ensured.data_keys)),
-        sessions: Some(ensured.sessions),
     })
 }
 
@@ -181,31 +172,15 @@ async fn credentials_for(
     }
 }
 
-fn usage(organization: &Organization, context: &Context, sessions: Option<i32>) -> Option<Usage> {
-    let name = organization.name_any();
-    let workspaces = context
-        .stores
-        .workspaces
-        .state()
-        .iter()
-        .filter(|workspace| {
-            workspace.spec.organization_ref.name == name
-                && workspace.status.as_ref().is_some_and(|status| status.workspace_id.is_some())
-        })
-        .count();
-    sessions.map(|sessions| Usage { workspaces: i32::try_from(workspaces).unwrap_or(i32::MAX), sessions })
-}
-
 /// Write the status when it says something new, and publish what changed as Events.
 async fn write_status(
     organization: &Organization,
     context: &Context,
     namespace: &Progress,
     database: &Progress,
-    usage: Option<Usage>,
 ) -> Result<()> {
-    let new = status::status(organization, namespace, database, usage, context.now());
-    if organization.status.clone().map(status::without_isolation).as_ref() == Some(&new) {
+    let new = status::status(organization, namespace, database, context.now());
+    if organization.status.clone().map(status::ours).as_ref() == Some(&new) {
         return Ok(());
     }
     let organizations = Api::<Organization>::all(context.client.clone());

@@ -55,7 +55,7 @@ pub async fn remove(organization: &Organization, context: &Context) -> Result<Ac
         return release(organization, context).await;
     }
     let waiting = |what| Progress::Waiting(reason::DELETING, what);
-    write_status(organization, context, &waiting(in_cluster), &waiting(in_postgres), None).await?;
+    write_status(organization, context, &waiting(in_cluster), &waiting(in_postgres)).await?;
     Ok(Action::requeue(jittered(SOON)))
 }
 

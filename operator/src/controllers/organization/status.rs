@@ -4,7 +4,7 @@ use agentapi_crds::{
     Organization,
     conditions::{DATABASE_READY, ISOLATION_VERIFIED, NAMESPACE_READY, READY, reason},
     names,
-    organization::{OrganizationStatus, Usage},
+    organization::OrganizationStatus,
 };
 use k8s_openapi::jiff::Timestamp;
 
@@ -33,10 +33,9 @@ pub fn status(
     organization: &Organization,
     namespace: &Progress,
     database: &Progress,
-    usage: Option<Usage>,
     now: Timestamp,
 ) -> OrganizationStatus {
-    let old = without_isolation(organization.status.clone().unwrap_or_default());
+    let old = ours(organization.status.clone().unwrap_or_default());
     let name = organization.metadata.name.as_deref().unwrap_or_default();
     let generation = organization.metadata.generation;
     let ready = match (namespace, database) {
@@ -54,15 +53,16 @@ pub fn status(
         observed_generation: generation,
         namespace: Some(names::tenant_namespace(name)),
         organization_id: organization.metadata.uid.clone(),
-        usage: usage.or(old.usage),
-        // The isolation probes write their part themselves.
+        // The loop that counts and the isolation probes write their parts themselves.
+        usage: None,
         isolation: None,
         conditions: merge(&old.conditions, &sayings, generation, now),
     }
 }
 
-/// The part that is ours: the isolation probes write theirs with a field manager of their own.
-pub fn without_isolation(mut status: OrganizationStatus) -> OrganizationStatus {
+/// The part that is ours: the isolation probes and the loop that counts write theirs with field managers of their own.
+pub fn ours(mut status: OrganizationStatus) -> OrganizationStatus {
+    status.usage = None;
     status.isolation = None;
     status.conditions.retain(|condition| condition.type_ != ISOLATION_VERIFIED);
     status
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn ready_says_what_it_waits_for_and_the_parts_speak_for_themselves() {
         let waiting = Progress::Waiting(reason::DATABASE_UNAVAILABLE, "Postgres can't be reached".into());
-        let shown = status(&acme(), &Progress::Done, &waiting, None, Timestamp::UNIX_EPOCH);
+        let shown = status(&acme(), &Progress::Done, &waiting, Timestamp::UNIX_EPOCH);
         let (status, why, message) = condition(&shown, READY);
         assert_eq!((status.as_str(), why.as_str()), ("False", reason::DATABASE_UNAVAILABLE));
         assert_eq!(message, "Postgres can't be reached");
@@ -96,10 +96,9 @@ mod tests {
     #[test]
     fn the_same_state_gives_the_same_status() {
         let mut organization = acme();
-        let usage = Some(Usage { workspaces: 1, sessions: 2 });
-        let first = status(&organization, &Progress::Done, &Progress::Done, usage.clone(), Timestamp::UNIX_EPOCH);
+        let first = status(&organization, &Progress::Done, &Progress::Done, Timestamp::UNIX_EPOCH);
         organization.status = Some(first.clone());
-        let again = status(&organization, &Progress::Done, &Progress::Done, usage, Timestamp::MAX);
+        let again = status(&organization, &Progress::Done, &Progress::Done, Timestamp::MAX);
         assert_eq!(first, again);
     }
 }

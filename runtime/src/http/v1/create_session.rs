@@ -15,7 +15,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -26,6 +26,7 @@ use crate::http::App;
 use crate::http::error::{Problem, ProblemBody};
 use crate::http::extract::ApiJson;
 use crate::lifecycle::Launch;
+use crate::pods::Shortage;
 use crate::store::sessions::{Phase, QuotaExceeded, Session};
 
 pub(in crate::http) const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -35,6 +36,8 @@ const MAX_ENV_BYTES: usize = 128 * 1024;
 const MAX_PROMPT_BYTES: usize = 256 * 1024;
 /// A full quota frees up when somebody ends a session; nobody knows when.
 const QUOTA_RETRY_SECONDS: u32 = 30;
+/// The API server says within milliseconds whether there is room for a pod.
+const PLACEMENT_PATIENCE: Duration = Duration::from_secs(1);
 const MAX_WAIT: Duration = Duration::from_secs(60);
 const WAIT_POLL: Duration = Duration::from_millis(100);
 
@@ -137,10 +140,14 @@ fn key_reused() -> Problem {
 fn quota_problem(exceeded: &QuotaExceeded) -> Problem {
     let QuotaExceeded { quota, limit, used } = exceeded;
     let detail = format!("The quota {quota} is used up ({used} of {limit} sessions). End a session, or ask for more.");
-    Problem::new(StatusCode::TOO_MANY_REQUESTS, "quota-exceeded", "Quota exceeded", detail)
-        .with("quota", *quota)
-        .with("limit", *limit)
-        .with("used", *used)
+    Problem::quota_exceeded(detail, quota, *limit, *used).retry_after(QUOTA_RETRY_SECONDS)
+}
+
+fn shortage_problem(shortage: &Shortage) -> Problem {
+    let detail = format!("Your organization's quota has no room: {shortage}. End a session, or ask for more.");
+    let Shortage { resource, requested, used, limit } = shortage;
+    Problem::quota_exceeded(detail, resource, limit.as_str(), used.as_str())
+        .with("requested", requested.as_str())
         .retry_after(QUOTA_RETRY_SECONDS)
 }
 
@@ -177,13 +184,18 @@ pub async fn create(
     let origin = client.origin(&caller.subject);
     let (id, replayed) = match decide(&app, &caller, &origin, &body, idempotency).await? {
         Decision::New(id) => {
-            app.lifecycle.launch(Launch {
+            let placed = app.lifecycle.launch(Launch {
                 session: id,
                 organization: Arc::clone(&caller.organization),
                 workspace: body.workspace,
                 env: body.env,
                 prompt: body.prompt,
             });
+            // A cluster that is slow to say no leaves the session Failed with the same words.
+            if let Ok(Ok(Err(shortage))) = timeout(PLACEMENT_PATIENCE, placed).await {
+                app.metrics.quota_refused(&shortage.resource);
+                return Err(shortage_problem(&shortage));
+            }
             (id, false)
         }
         Decision::Replay(id) => (id, true),

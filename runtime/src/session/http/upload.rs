@@ -82,20 +82,24 @@ fn too_large() -> Problem {
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "the file is larger than 10 MiB; send a smaller one")
 }
 
-/// A plain file name: the last part of what the client sent, nothing that means a folder or hides.
+/// A plain file name: the last part of what the client sent, nothing that means a folder, hides, looks like another
+/// name or reads as an option of a command. It is cleaned and not refused: clients don't choose their users' names.
 fn file_name(sent: &str) -> String {
     let base = sent.rsplit(['/', '\\']).next().unwrap_or_default();
-    let clean: String = base.chars().filter(|c| !c.is_control() && !turns_text(*c)).collect();
-    let mut name = clean.trim().trim_start_matches('.').to_owned();
+    let clean: String = base.chars().filter(|c| !c.is_control() && !is_invisible(*c)).collect();
+    let mut name = clean.trim().trim_start_matches(['.', '-', '~', ' ']).to_owned();
     while name.len() > MAX_NAME_BYTES {
         name.pop();
     }
     if name.is_empty() { "file".to_owned() } else { name }
 }
 
-/// Characters with which a name is read in another order than it is written: `gpj.exe` as `exe.jpg`.
-fn turns_text(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}')
+/// Characters that change how a name looks without being seen: bidirectional controls, zero width, separators of
+/// lines, tags, variation selectors.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+        | '\u{e0000}'..='\u{e0fff}')
 }
 
 /// Stores the file in a folder named after its content, so that equal names do not replace each other. Every
@@ -157,7 +161,16 @@ mod tests {
             (".bashrc", "bashrc"),
             ("a\0b\n.txt", "ab.txt"),
             ("日本.txt", "日本.txt"),
-            ("x\u{202e}gpj.exe", "xgpj.exe"),
+            ("evil\u{202e}txt.exe", "eviltxt.exe"),
+            ("a\u{200b}b\u{feff}\u{2066}\u{e0041}.txt", "ab.txt"),
+            ("\u{200d}\u{202d}", "file"),
+            ("-rf", "rf"),
+            ("-- ..~x", "x"),
+            ("a/..", "file"),
+            ("a/.", "file"),
+            ("..\\..\\x", "x"),
+            ("x/\u{202e}../y", "y"),
+            ("line\u{2028}two\r\n", "linetwo"),
         ] {
             assert_eq!(file_name(sent), expected, "{sent:?}");
         }
@@ -169,6 +182,18 @@ mod tests {
         let work = tempfile::tempdir().unwrap();
         let outside = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(outside.path(), work.path().join(FOLDER)).unwrap();
+        assert!(store(work.path(), "a", b"x").is_err());
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_link_in_place_of_the_contents_folder_is_not_followed() {
+        let work = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        let path = store(work.path(), "a", b"x").unwrap();
+        let folder = Path::new(&path).parent().unwrap().to_owned();
+        std::fs::remove_dir_all(&folder).unwrap();
+        std::os::unix::fs::symlink(outside.path(), &folder).unwrap();
         assert!(store(work.path(), "a", b"x").is_err());
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
     }

@@ -1,0 +1,175 @@
+//! The API for session pods: a pod writes the transcript of its own session, from its own address, while the session
+//! lives, and no more than its budget. Whoever has stolen its token can do nothing with it elsewhere.
+
+use std::net::IpAddr;
+
+use agentapi_runtime::auth::session_token::SessionClaims;
+use agentapi_tests::api::{Answer, Api};
+use agentapi_tests::serve::steps::{phase, running_in_main};
+use agentapi_tests::serve::{Platform, Replica, Tenant};
+use anyhow::Result;
+use reqwest::Method;
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
+
+async fn put(pod: &Api, session: &str, body: &Value) -> Result<Answer> {
+    pod.send(pod.request(Method::PUT, &format!("/internal/v1/sessions/{session}/messages")).json(body)).await
+}
+
+fn message(id: i32, content: &str) -> Value {
+    json!({"id": id, "role": "agent", "content": content, "time": "2026-01-01T00:00:00Z"})
+}
+
+fn messages(messages: &[Value]) -> Value {
+    json!({"messages": messages, "status": "stable"})
+}
+
+async fn stored(platform: &Platform, session: &str) -> Result<Vec<(i32, String)>> {
+    let mut connection = platform.db.connect(&platform.db.admin_url()).await?;
+    let rows = "select id, content from messages where session_id = $1 and id >= 900 order by id";
+    Ok(sqlx::query_as(rows).bind(session.parse::<Uuid>()?).fetch_all(&mut connection).await?)
+}
+
+struct Pod {
+    session: String,
+    token: String,
+    name: String,
+    address: IpAddr,
+}
+
+async fn pod(platform: &Platform, replica: &Replica, tenant: &Tenant) -> Result<Pod> {
+    let session = running_in_main(&replica.api(Some(&tenant.alice))?).await?;
+    let token = platform.pods.session_token(session.parse()?)?;
+    let (name, address) = platform.pods.of(session.parse()?)?;
+    Ok(Pod { session, token, name, address })
+}
+
+fn expect(answer: &Answer, status: u16, problem: &str, why: &str) {
+    assert_eq!((answer.status.as_u16(), answer.problem()), (status, problem), "{why}: {}", answer.body);
+    if status >= 400 {
+        assert_eq!(answer.content_type, "application/problem+json", "{why}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_writes_its_own_transcript_and_no_other() -> Result<()> {
+    let (platform, replica, acme) = Platform::with_acme(SESSION_POD).await?;
+    let (own, other) = (pod(&platform, &replica, &acme).await?, pod(&platform, &replica, &acme).await?);
+    let as_own = replica.internal_api(Some(&own.token), own.address)?;
+    let body = messages(&[message(900, "from the pod\u{0}")]);
+    expect(&put(&as_own, &own.session, &body).await?, 200, "", "its own");
+    expect(&put(&as_own, &own.session, &body).await?, 200, "", "may be repeated");
+    assert_eq!(stored(&platform, &own.session).await?, [(900, "from the pod".to_owned())]);
+
+    let stolen = messages(&[message(901, "not from the pod")]);
+    expect(&put(&as_own, &other.session, &stolen).await?, 404, "session-not-found", "another session");
+    let without = replica.internal_api(None, own.address)?;
+    expect(&put(&without, &own.session, &stolen).await?, 401, "unauthorized", "no token");
+    let user = replica.internal_api(Some(&acme.admin), own.address)?;
+    expect(&put(&user, &own.session, &stolen).await?, 401, "unauthorized", "a user's token");
+    // The token got out of the pod: from another pod, or from anywhere else.
+    let elsewhere = replica.internal_api(Some(&own.token), other.address)?;
+    expect(&put(&elsewhere, &own.session, &stolen).await?, 403, "wrong-pod", "another pod's address");
+    // A token for this session that was made for another pod, such as the one that the session had before.
+    let claims = SessionClaims {
+        sub: own.session.parse()?,
+        org: acme.organization.slug.clone(),
+        ws: "main".into(),
+        pod: other.name,
+    };
+    let misplaced = platform.tokens.for_session(&claims)?;
+    let misplaced = replica.internal_api(Some(misplaced.expose_secret()), own.address)?;
+    expect(&put(&misplaced, &own.session, &stolen).await?, 403, "wrong-pod", "another pod's token");
+    let right = platform.tokens.for_session(&SessionClaims { pod: own.name, ..claims })?;
+    let right = replica.internal_api(Some(right.expose_secret()), own.address)?;
+    expect(&put(&right, &own.session, &body).await?, 200, "", "the pod's token, renewed");
+
+    for (body, why) in [
+        (json!({"messages": [{"id": "x"}]}), "an id that is no number"),
+        (messages(&[message(901, "a"), message(902, "b"), message(901, "c")]), "an id that is there twice"),
+        (messages(&[message(-1, "a")]), "a negative id"),
+        (messages(&[message(20_000, "a")]), "too many messages"),
+        (json!([[], "stable"]), "an array"),
+    ] {
+        expect(&put(&as_own, &own.session, &body).await?, 422, "invalid-field", why);
+    }
+    assert_eq!(stored(&platform, &own.session).await?.len(), 1, "nothing of what was refused is written");
+
+    // The session token opens nothing else, and the internal API is not on the public port.
+    let public = replica.api(Some(&own.token))?;
+    assert_eq!(public.get("/v1/sessions").await?.status, 401);
+    let path = format!("/internal/v1/sessions/{}/messages", own.session);
+    assert_eq!(public.send(public.request(Method::PUT, &path).json(&body)).await?.status, 404);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn last_words_are_taken_for_two_minutes_after_the_end() -> Result<()> {
+    let (platform, replica, acme) = Platform::with_acme(SESSION_POD).await?;
+    let own = pod(&platform, &replica, &acme).await?;
+    let as_own = replica.internal_api(Some(&own.token), own.address)?;
+    let api = replica.api(Some(&acme.alice))?;
+    assert_eq!(api.delete(&format!("/v1/sessions/{}", own.session)).await?.status, 204);
+    phase(&api, &own.session, "Ended").await?;
+    expect(&put(&as_own, &own.session, &messages(&[message(900, "bye")])).await?, 200, "", "last words");
+    let transcript = api.get(&format!("/v1/sessions/{}/messages", own.session)).await?.expect(200)?;
+    assert!(transcript.to_string().contains("bye"));
+
+    let mut admin = platform.db.connect(&platform.db.admin_url()).await?;
+    sqlx::query("update sessions set ended_at = now() - interval '121 seconds' where id = $1")
+        .bind(own.session.parse::<Uuid>()?)
+        .execute(&mut admin)
+        .await?;
+    let late = put(&as_own, &own.session, &messages(&[message(901, "from the grave")])).await?;
+    expect(&late, 409, "session-over", "two minutes later");
+    let rewritten = put(&as_own, &own.session, &messages(&[message(900, "history")])).await?;
+    expect(&rewritten, 409, "session-over", "what is written stays as it is");
+    assert_eq!(stored(&platform, &own.session).await?, [(900, "bye".to_owned())]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transcripts_have_a_budget_per_session_and_per_organization() -> Result<()> {
+    // The harness gives a session 4 MiB and an organization nine and a half.
+    let (platform, replica, acme) = Platform::with_acme(SESSION_POD).await?;
+    let mut pods = Vec::new();
+    for _ in 0..3 {
+        pods.push(pod(&platform, &replica, &acme).await?);
+    }
+    let mebibyte = "x".repeat(1 << 20);
+    let large: Vec<Value> = (900..904).map(|id| message(id, &mebibyte)).collect();
+    let as_pod = |pod: &Pod| replica.internal_api(Some(&pod.token), pod.address);
+    let first = as_pod(&pods[0])?;
+    expect(&put(&first, &pods[0].session, &messages(&large[..3])).await?, 200, "", "three of four");
+    let over = put(&first, &pods[0].session, &messages(&large)).await?;
+    expect(&over, 413, "transcript-too-large", "more than the session's budget");
+    assert_eq!((&over.body["quota"], &over.body["limit"]), (&json!("session.transcriptBytes"), &json!(4 << 20)));
+    assert_eq!(stored(&platform, &pods[0].session).await?.len(), 3, "the whole push is taken back");
+    expect(&put(&first, &pods[0].session, &messages(&[message(903, "small")])).await?, 200, "", "there is room for it");
+
+    for pod in &pods[1..] {
+        expect(&put(&as_pod(pod)?, &pod.session, &messages(&large[..3])).await?, 200, "", "nine of nine and a half");
+    }
+    let body = messages(&[message(904, &mebibyte[..600 << 10])]);
+    let request = as_pod(&pods[2])?;
+    let path = format!("/internal/v1/sessions/{}/messages", pods[2].session);
+    let response = request.request(Method::PUT, &path).json(&body).send().await?;
+    let (status, retry) = (response.status().as_u16(), response.headers().get("retry-after").cloned());
+    let problem: Value = response.json().await?;
+    assert_eq!((status, &problem["quota"]), (429, &json!("organization.transcriptBytes")), "{problem}");
+    assert!(retry.is_some_and(|value| value == "60"));
+    let shorter = messages(&[message(900, "cut"), message(901, "cut")]);
+    expect(&put(&request, &pods[2].session, &shorter).await?, 200, "", "what makes it shorter is always taken");
+    // Another organization has a budget of its own.
+    let globex = platform.tenant("globex").await?;
+    let other = pod(&platform, &replica, &globex).await?;
+    expect(&put(&as_pod(&other)?, &other.session, &messages(&large[..3])).await?, 200, "", "another organization");
+    let metrics = Api::new(&format!("http://{}", replica.addresses.metrics), None)?.get("/metrics").await?.body;
+    let metrics = metrics.as_str().unwrap_or_default();
+    assert!(metrics.contains("agentapi_quota_refusals_total{quota=\"session.transcriptBytes\"} 1"), "{metrics}");
+    assert!(metrics.contains("agentapi_quota_refusals_total{quota=\"organization.transcriptBytes\"}"), "{metrics}");
+    Ok(())
+}
