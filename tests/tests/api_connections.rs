@@ -103,13 +103,14 @@ async fn a_head_has_ten_seconds_and_a_kept_connection_has_longer() -> Result<()>
 async fn a_trickling_body_is_408() -> Result<()> {
     let (_platform, replica, tenant) = replica().await?;
     let session = running_in_main(&replica.api(Some(&tenant.alice))?).await?;
-    let slow = async |path: &str, kind: &str| -> Result<(Duration, String)> {
+    let slow = async |path: &str, kind: &str, begin: &str| -> Result<(Duration, String)> {
         let mut stream = connect(replica.addresses.public).await?;
         let head = format!(
             "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: {kind}\r\ncontent-length: 5000\r\n\r\n",
             tenant.alice
         );
         stream.write_all(head.as_bytes()).await?;
+        stream.write_all(begin.as_bytes()).await?;
         let (mut reader, mut writer) = stream.into_split();
         let drip = tokio::spawn(async move {
             while writer.write_all(b"x").await.is_ok() {
@@ -124,9 +125,11 @@ async fn a_trickling_body_is_408() -> Result<()> {
     };
     let multipart = "multipart/form-data; boundary=b";
     let (message, upload) = (format!("/v1/sessions/{session}/message"), format!("/v1/sessions/{session}/upload"));
-    let calls = [("/v1/sessions", "application/json"), (&message, "application/json"), (&upload, multipart)];
-    let answers = futures::future::join_all(calls.map(|(path, kind)| slow(path, kind))).await;
-    for (answer, (path, _)) in answers.into_iter().zip(calls) {
+    let part = "--b\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n";
+    let json = "application/json";
+    let calls = [("/v1/sessions", json, "{"), (&message, json, "{"), (&upload, multipart, part)];
+    let answers = futures::future::join_all(calls.map(|(path, kind, begin)| slow(path, kind, begin))).await;
+    for (answer, (path, ..)) in answers.into_iter().zip(calls) {
         let (took, text) = answer?;
         assert!(text.starts_with("HTTP/1.1 408") && text.contains("request-timeout"), "{path} after {took:?}: {text}");
         assert!(took < Duration::from_secs(16), "{path}: {took:?}");

@@ -136,8 +136,7 @@ mod tests {
 
     fn in_place() -> Organization {
         let mut organization = acme();
-        organization.status =
-            Some(status(&organization, &Progress::Done, &Progress::Done, None, Timestamp::UNIX_EPOCH));
+        organization.status = Some(status(&organization, &Progress::Done, &Progress::Done, Timestamp::UNIX_EPOCH));
         organization
     }
 

@@ -8,8 +8,8 @@ use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 
 use super::error::Problem;
-use super::linger;
 use super::extract::BODY_TIMEOUT;
+use super::linger;
 
 /// Longest head of a part.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
