@@ -428,9 +428,12 @@ async fn tokens_of_one_door_open_no_other() -> Result<()> {
     let public = format!("http://{}", replica.addresses.public);
     let internal = format!("http://{}", replica.addresses.internal);
     let transcript = format!("/internal/v1/sessions/{id}/messages");
+    let own_address = platform.pods.of(id.parse()?)?.1;
     let push = json!({"messages": [], "status": "stable"});
     let status = async |base: &str, method: &str, path: &str, token: &str, body: &Value| -> Result<u16> {
-        let api = agentapi_tests::api::Api::new(base, Some(token.to_owned()))?;
+        // Pods are known by their address: the internal API is tried from the session's own.
+        let own = (base == internal).then_some(own_address);
+        let api = agentapi_tests::api::Api::from_address(base, Some(token.to_owned()), own)?;
         let request = api.request(method.parse()?, path);
         let request = if method == "GET" { request } else { request.json(body) };
         Ok(api.send(request).await?.status.as_u16())

@@ -4,7 +4,6 @@
 
 use std::time::{Duration, Instant};
 
-use agentapi_tests::api::Api;
 use agentapi_tests::attack::wire;
 use agentapi_tests::serve::{Platform, Replica, Tenant};
 use anyhow::Result;
@@ -225,7 +224,7 @@ async fn bodies_of_any_shape_are_refused() -> Result<()> {
     let session = api.send(create.json(&json!({"workspace": "main"}))).await?.expect(201)?;
     let id = session["id"].as_str().unwrap_or_default().to_owned();
     let own = platform.pods.session_token(id.parse()?)?;
-    let internal = Api::new(&format!("http://{}", replica.addresses.internal), Some(own))?;
+    let internal = replica.internal_api(Some(&own), platform.pods.of(id.parse()?)?.1)?;
     let gzip: &[u8] = &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0xab, 0xae, 5, 0, 0x43, 0xbf, 0xa6, 0xa3, 2, 0, 0, 0];
     let nested = |open: &str, close: &str| {
         format!("{{\"workspace\":{}{}}}", open.repeat(50_000), close.repeat(50_000)).into_bytes()

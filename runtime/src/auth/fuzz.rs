@@ -18,6 +18,7 @@ fn organization() -> Organization {
         audience: "agentapi".into(),
         jwks_uri: None,
         max_sessions: None,
+        rates: crate::store::identity::Rates::default(),
     }
 }
 

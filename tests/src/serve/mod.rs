@@ -115,7 +115,7 @@ impl Platform {
             failed_authentications_per_second: 1000,
             failed_authentications_burst: 2000,
             replicas: std::num::NonZeroU32::MIN,
-            http_idle_seconds: 75,
+            http_idle_seconds: 30,
             check_pod_address: true,
             session_transcript_bytes: 4 << 20,
             organization_transcript_bytes: 19 << 19,
