@@ -75,11 +75,11 @@ impl Fuzz {
         let mut random = Random::new(seed);
         let mutator = Mutator { tokens: self.tokens, max_bytes: self.max_bytes };
         let mut current = Current::open(self.target);
-        let mut seen = std::collections::HashSet::new();
+        let mut known = std::collections::HashSet::new();
         let mut pool: Vec<Vec<u8>> = Vec::new();
         for input in self.seeds() {
             let behaviour = self.one(&mut check, &mut current, seed, &input);
-            seen.insert(behaviour);
+            known.insert(behaviour);
             pool.push(input);
         }
         assert!(!pool.is_empty(), "{} holds no seed", self.corpus.display());
@@ -88,7 +88,7 @@ impl Fuzz {
             let input = mutator.mutate(&pool, &mut random);
             let behaviour = self.one(&mut check, &mut current, seed, &input);
             runs += 1;
-            if seen.insert(behaviour) {
+            if known.insert(behaviour) {
                 if pool.len() >= POOL {
                     let index = random.below(pool.len());
                     pool.swap_remove(index);
@@ -96,7 +96,7 @@ impl Fuzz {
                 pool.push(input);
             }
         }
-        println!("fuzz {}: {runs} inputs, {} behaviours, {seconds} s, seed {seed}", self.target, seen.len());
+        println!("fuzz {}: {runs} inputs, {} behaviours, {seconds} s, seed {seed}", self.target, known.len());
     }
 
     /// Files in the order of their names, so that a run can be repeated.

@@ -69,7 +69,7 @@ async fn provider(canary: SocketAddr) -> Result<SocketAddr> {
         .route(
             "/packed",
             get(async move || {
-                answer(200, &gzip, [[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3].as_slice(), &[0; 50_000]].concat())
+                answer(200, &gzip, [[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3].as_slice(), &vec![0; 50_000]].concat())
             }),
         )
         .route("/deep", get(async move || answer(200, &json, "[".repeat(200_000))))

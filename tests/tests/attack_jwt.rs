@@ -262,6 +262,7 @@ async fn what_surrounds_a_good_token_spoils_it() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::too_many_lines, reason = "one list of shapes")]
 async fn nobody_becomes_an_admin_or_somebody_else_by_the_shape_of_a_claim() -> Result<()> {
     let (platform, replica, tenant) = platform().await?;
     let globex = platform.tenant("globex").await?;

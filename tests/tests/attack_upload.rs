@@ -55,12 +55,7 @@ impl Session {
         let real = path.canonicalize().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let home = self.workspace.join("uploads").canonicalize().expect("no uploads folder");
         assert!(real.starts_with(&home), "{} is not below {}", real.display(), home.display());
-        assert_eq!(
-            real.strip_prefix(&home).map(|rest| rest.components().count()).unwrap_or(0),
-            2,
-            "{}",
-            real.display()
-        );
+        assert_eq!(real.strip_prefix(&home).map_or(0, |rest| rest.components().count()), 2, "{}", real.display());
         real
     }
 }

@@ -165,9 +165,7 @@ fn configurations(rows: &[Row], before: &BTreeMap<String, Value>) -> Vec<String>
                 _ => {}
             }
             let text = jsonb_text(&serde_json::to_value(&elements).unwrap());
-            let hash: String =
-                digest(&SHA256, text.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("sha256:{hash}")
+            format!("sha256:{}", hex::encode(digest(&SHA256, text.as_bytes())))
         })
         .collect()
 }
@@ -353,7 +351,10 @@ async fn the_log_survives_its_organization_and_ends_with_its_deletion() -> Resul
         assert_eq!(last.len(), 7, "{last:?}");
         assert_eq!((last[0], last[6]), ("organization.offboard.refuse", "organization.delete"), "{slug}");
         assert_digests(&after, &BTreeMap::new());
-        assert_eq!(agentapi_operator::checkpoints::make(&fixture.pool, &fixture.signer, now, &fixture.metrics).await?, 1);
+        assert_eq!(
+            agentapi_operator::checkpoints::make(&fixture.pool, &fixture.signer, now, &fixture.metrics).await?,
+            1
+        );
         let mut admin = PgConnection::connect(&fixture.db.admin_url()).await?;
         let newest: i64 = sqlx::query_scalar("select max(seq) from audit_checkpoints where org_id = $1")
             .bind(tenant.id)

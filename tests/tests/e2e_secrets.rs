@@ -7,7 +7,7 @@ use agentapi_crds::names;
 use agentapi_operator::envelope::MasterKey;
 use agentapi_tests::{
     api::Api,
-    cluster::{Cluster, eventually},
+    cluster::{Cluster, Output, eventually},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::Method;
@@ -84,15 +84,24 @@ impl World {
         data.iter().map(|(key, value)| (key.clone(), STANDARD.decode(value.as_str().unwrap()).unwrap())).collect()
     }
 
-    fn sql(&self, statement: &str) -> String {
-        let url = self.secret(SYSTEM, names::SECRET_POSTGRES);
-        let url = String::from_utf8(url.into_iter().find(|(key, _)| key == "admin-url").unwrap().1).unwrap();
-        let mut url = url::Url::parse(&url).unwrap();
+    /// psql in Postgres's own pod, with the URL of a Secret and perhaps another database.
+    fn psql(&self, secret: (&str, &str, &str), database: Option<&str>, statement: &str) -> Output {
+        let (namespace, name, key) = secret;
+        let url = self.secret(namespace, name).into_iter().find(|(it, _)| it == key).unwrap().1;
+        let mut url = url::Url::parse(&String::from_utf8(url).unwrap()).unwrap();
         url.set_host(Some("127.0.0.1")).unwrap();
+        if let Some(database) = database {
+            url.set_path(database);
+        }
         let script = "PATH=$PATH:$(echo /usr/lib/postgresql/*/bin); exec psql -qAtX \"$0\" -c \"$1\"";
         let pod = "statefulset/agentapi-postgres";
         let args = ["-n", SYSTEM, "exec", pod, "--", "sh", "-c", script, url.as_str(), statement];
-        self.cluster.kubectl(&args).unwrap().trim().to_owned()
+        self.cluster.try_kubectl(&args, "").unwrap()
+    }
+
+    fn sql(&self, statement: &str) {
+        let out = self.psql((SYSTEM, names::SECRET_POSTGRES, "admin-url"), None, statement);
+        assert!(out.ok, "{statement}: {}", out.stderr);
     }
 
     /// The secrets of the platform and of the tenant that are there anyway.
@@ -325,6 +334,18 @@ async fn nothing_secret_is_where_people_look() {
     assert!(planted.iter().any(|it| it.contains("the next read-only password")), "the planted leak was not found");
     assert!(search.places > 30, "only {} places were searched", search.places);
     println!("{} places, {} secrets", search.places, search.canaries.len());
+}
+
+#[test]
+fn read_only_logins_reach_their_database_and_no_other() {
+    let cluster = Cluster::connect().unwrap();
+    let world = World { url: String::new(), cluster };
+    let login = (TENANT, names::SECRET_DATABASE, "url");
+    assert_eq!(world.psql(login, None, "select current_user").stdout.trim(), "org_acme_ro");
+    for database in ["postgres", "template1"] {
+        let refused = world.psql(login, Some(database), "select 1");
+        assert!(!refused.ok && refused.stderr.contains("pg_hba.conf"), "{database}: {}", refused.stderr);
+    }
 }
 
 fn search_value(world: &World) -> Vec<u8> {

@@ -67,13 +67,12 @@ impl TranscriptBudget {
             .with("used", session.transcript_bytes));
         }
         let organization = tx.organization_id();
-        let sum = match self.sums.get(&organization).await {
-            Some(sum) => sum,
-            None => {
-                let sum = Arc::new(AtomicI64::new(tx.transcript_bytes().await?));
-                self.sums.insert(organization, Arc::clone(&sum)).await;
-                sum
-            }
+        let sum = if let Some(sum) = self.sums.get(&organization).await {
+            sum
+        } else {
+            let sum = Arc::new(AtomicI64::new(tx.transcript_bytes().await?));
+            self.sums.insert(organization, Arc::clone(&sum)).await;
+            sum
         };
         let (used, added) = (sum.load(Ordering::Relaxed), bytes - session.transcript_bytes);
         if grows && used.saturating_add(added) > self.organization {

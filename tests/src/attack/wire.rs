@@ -1,5 +1,6 @@
 //! Bytes on a bare TCP connection, for requests that no HTTP library would send.
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -141,7 +142,8 @@ pub fn encode(text: &str) -> String {
             out.push(char::from(byte));
         } else {
             out.push('%');
-            out.push_str(&format!("{byte:02X}"));
+            // Writing to a String does not fail.
+            let _ = write!(out, "{byte:02X}");
         }
         out
     })

@@ -76,13 +76,12 @@ impl Victim {
         if self != Self::ApiServer {
             return Ok(());
         }
-        let mut command = match std::env::var_os("AGENTAPI_XTASK") {
-            Some(xtask) => Command::new(xtask),
-            None => {
-                let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-                cargo.args(["run", "--quiet", "--package", "xtask", "--"]);
-                cargo
-            }
+        let mut command = if let Some(xtask) = std::env::var_os("AGENTAPI_XTASK") {
+            Command::new(xtask)
+        } else {
+            let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            cargo.args(["run", "--quiet", "--package", "xtask", "--"]);
+            cargo
         };
         let done = command.current_dir(repo()).args(["cluster", "up", "--cluster", "native"]).output()?;
         if !done.status.success() {
