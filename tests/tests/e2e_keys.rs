@@ -23,7 +23,7 @@ use uuid::Uuid;
 const SYSTEM: &str = names::SYSTEM_NAMESPACE;
 const TENANT: &str = "agentapi-acme";
 const READY: Duration = Duration::from_secs(120);
-const ROTATION: Duration = Duration::from_secs(240);
+const ROTATION: Duration = Duration::from_secs(360);
 const SETTLE: &str = "KEY_SETTLE_SECONDS";
 
 type Data = BTreeMap<String, Vec<u8>>;
