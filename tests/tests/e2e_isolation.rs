@@ -230,7 +230,8 @@ async fn the_probe_pod_is_placed_as_a_session_pod_and_is_no_session() {
     let tenant = Tenant::new("e2e-probe").await;
     let (cluster, namespace) = (&tenant.cluster, tenant.namespace());
     let pod = eventually("a probe pod", HEALED, async || {
-        let pods = cluster.list("pods", &namespace, "agentapi.dev/pool=probe")?;
+        // The first one may come before the Workspace is in place.
+        let pods = cluster.list("pods", &namespace, "agentapi.dev/pool=probe,agentapi.dev/workspace=web")?;
         Ok(pods.into_iter().next().ok_or_else(|| "none".to_owned()))
     })
     .await
