@@ -15,6 +15,12 @@ declare
 begin
     select * into head from public.audit_heads h where h.org_id = new.org_id for no key update;
     if not found then
+        -- Only the operator begins a chain; a tenant that names an organization without one names another's.
+        if new.db_role <> 'agentapi_operator' then
+            raise insufficient_privilege using
+                message = 'an audit row belongs to the organization of the role that writes it',
+                hint = 'SET LOCAL ROLE to the role of the organization, or leave org_id out';
+        end if;
         if new.org_slug is null then
             raise not_null_violation using
                 message = 'the first audit row of an organization needs org_slug',

@@ -157,7 +157,8 @@ fn judge(payload: &Payload, seen: &Seen) -> Result<()> {
         ensure!(lower.contains("x-content-type-options: nosniff"), "may be sniffed: {head}");
     }
     if (200..300).contains(status) && lower.contains("content-type:") {
-        let known = ["application/json", "text/event-stream"].iter().any(|kind| lower.contains(kind));
+        let known =
+            ["application/json", "application/x-ndjson", "text/event-stream"].iter().any(|kind| lower.contains(kind));
         ensure!(known, "an unknown type: {head}");
     }
     Ok(())
