@@ -206,6 +206,7 @@ pub struct EgressRule {
     /// A namespace of this cluster whose pods the agent may reach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = ("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')", "write the name of a namespace (a-z, 0-9 and -), for example team-acme"))]
     #[x_kube(validation = ("!self.startsWith('agentapi-') || self == 'agentapi-demo'", "egress can't name a namespace that starts with agentapi-; those belong to tenants and to the operator"))]
     #[x_kube(validation = ("!(self in ['default', 'kube-system', 'kube-public', 'kube-node-lease'])", "egress can't name a namespace of the cluster itself (default, kube-system, kube-public, kube-node-lease): what runs there can reach everything; session pods can ask its DNS without a rule"))]
     pub namespace: Option<String>,

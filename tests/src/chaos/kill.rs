@@ -45,13 +45,13 @@ impl Victim {
                 let lease =
                     cluster.get("lease", Some(SYSTEM), "agentapi-operator")?.context("no Lease of the operator")?;
                 let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
-                let pods = cluster.list("pods", SYSTEM, "app.kubernetes.io/name=agentapi-operator")?;
+                let pods = running(cluster, "agentapi-operator")?;
                 let leader =
                     pods.iter().find(|pod| pod["metadata"]["name"].as_str().is_some_and(|name| holder.contains(name)));
                 of_container(leader.with_context(|| format!("no pod holds the Lease ({holder:?})"))?)?
             }
             Self::Runtime => {
-                let pods = cluster.list("pods", SYSTEM, "app.kubernetes.io/name=agentapi-runtime")?;
+                let pods = running(cluster, "agentapi-runtime")?;
                 of_container(pods.first().context("no pod of the runtime")?)?
             }
             Self::Postgres => {
@@ -101,6 +101,13 @@ impl fmt::Display for Victim {
             Self::ApiServer => "API server",
         })
     }
+}
+
+/// Pods that run; evicted ones stay in the list for a while.
+fn running(cluster: &Cluster, name: &str) -> Result<Vec<Value>> {
+    let mut pods = cluster.list("pods", SYSTEM, &format!("app.kubernetes.io/name={name}"))?;
+    pods.retain(|pod| pod["status"]["phase"] == "Running");
+    Ok(pods)
 }
 
 /// The first process of a pod's first container, as this machine counts.
@@ -153,7 +160,7 @@ pub(super) fn scale_operator(cluster: &Cluster, replicas: u64) -> Result<u64> {
 /// Waits until no pod of the operator is left.
 pub(super) async fn operator_gone(cluster: &Cluster) -> Result<()> {
     eventually("no operator", Duration::from_secs(60), async || {
-        let pods = cluster.list("pods", SYSTEM, "app.kubernetes.io/name=agentapi-operator")?.len();
+        let pods = running(cluster, "agentapi-operator")?.len();
         Ok(if pods == 0 { Ok(()) } else { Err(format!("{pods} pods")) })
     })
     .await

@@ -24,7 +24,7 @@ pub(super) struct Talk {
 /// A change that was applied and may not be in place yet.
 pub(super) struct Change {
     name: String,
-    port: u32,
+    mark: String,
 }
 
 /// The work.
@@ -135,32 +135,31 @@ impl Work {
         Ok(())
     }
 
-    /// Applies a workspace with another port in its egress list.
+    /// Applies a workspace with another value in its agent's environment.
     pub(super) fn change(&mut self, cluster: &Cluster) -> Result<Change> {
         self.count += 1;
         let (namespace, name) = CHANGED;
-        let port = 10_000 + self.count;
+        let mark = format!("{}-{}", self.run, self.count);
         cluster.apply(&format!(
             "apiVersion: agentapi.dev/v1alpha1\nkind: Workspace\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
              spec:\n  organizationRef: {{name: globex}}\n  maxSessions: 1\n  \
-             agent: {{type: Claude, image: 'agentapi.dev/session-claude:dev'}}\n  \
-             egress: [{{cidr: 203.0.113.0/24, ports: [{port}]}}]\n"
+             agent: {{type: Claude, image: 'agentapi.dev/session-claude:dev', env: [{{name: CHAOS, value: '{mark}'}}]}}\n"
         ))?;
-        Ok(Change { name: name.to_owned(), port })
+        Ok(Change { name: name.to_owned(), mark })
     }
 
     /// Waits until the change is in Kubernetes and in Postgres, and the status says so.
     pub(super) async fn changed(&self, cluster: &Cluster, change: &Change, limit: Duration) -> Result<()> {
         let api = &self.talks[1].api;
         eventually("the change is in place", limit, async || {
-            let Ok(Some(policy)) =
-                cluster.get("networkpolicy", Some("agentapi-globex"), &format!("ws-{}", change.name))
+            let Ok(Some(template)) =
+                cluster.get("podtemplate", Some("agentapi-globex"), &format!("ws-{}", change.name))
             else {
-                return Ok(Err("no NetworkPolicy".to_owned()));
+                return Ok(Err("no PodTemplate".to_owned()));
             };
-            let ports = policy["spec"]["egress"][0]["ports"][0]["port"].clone();
-            if ports != json!(change.port) {
-                return Ok(Err(format!("port {ports}")));
+            let environment = template["template"]["spec"]["containers"][0]["env"].to_string();
+            if !environment.contains(&change.mark) {
+                return Ok(Err(environment));
             }
             let Ok(Some(workspace)) = cluster.get("workspace", Some(CHANGED.0), CHANGED.1) else {
                 return Ok(Err("no Workspace".to_owned()));
