@@ -203,7 +203,8 @@ async fn tell_breach(context: &Context, organization: &Organization, probe: Prob
         type_: EventType::Warning,
         reason: reason::ISOLATION_BREACHED.to_owned(),
         note: Some(format!("{probe}: {message}").chars().take(900).collect()),
-        action: ISOLATION_VERIFIED.to_owned(),
+        // Events that agree in all but the note become one, with the first one's note.
+        action: format!("{probe}: {message}").chars().take(100).collect(),
         secondary: None,
     };
     if let Err(error) = context.recorder.publish(&event, &organization.object_ref(&())).await {
