@@ -60,16 +60,16 @@ pub struct ServeConfig {
     #[arg(long, env = "AGENTAPI_RECONCILE_SECONDS", default_value_t = 5)]
     pub reconcile_seconds: u64,
     /// Requests per second of an organization that sets no limit of its own.
-    #[arg(long, env = "AGENTAPI_ORGANIZATION_REQUESTS_PER_SECOND", default_value_t = 100)]
+    #[arg(long, env = "AGENTAPI_ORGANIZATION_REQUESTS_PER_SECOND", default_value_t = 400)]
     pub organization_requests_per_second: u32,
     /// Requests of such an organization that are let in at once.
-    #[arg(long, env = "AGENTAPI_ORGANIZATION_BURST", default_value_t = 200)]
+    #[arg(long, env = "AGENTAPI_ORGANIZATION_BURST", default_value_t = 800)]
     pub organization_burst: u32,
     /// Requests per second of each user, in an organization that sets no limit of its own.
-    #[arg(long, env = "AGENTAPI_USER_REQUESTS_PER_SECOND", default_value_t = 50)]
+    #[arg(long, env = "AGENTAPI_USER_REQUESTS_PER_SECOND", default_value_t = 200)]
     pub user_requests_per_second: u32,
     /// Requests of such a user that are let in at once.
-    #[arg(long, env = "AGENTAPI_USER_BURST", default_value_t = 100)]
+    #[arg(long, env = "AGENTAPI_USER_BURST", default_value_t = 400)]
     pub user_burst: u32,
     /// Requests per second from one address that may fail to authenticate.
     #[arg(long, env = "AGENTAPI_FAILED_AUTHENTICATIONS_PER_SECOND", default_value_t = 10)]
