@@ -73,7 +73,7 @@ async fn one(cluster: &Cluster, work: &mut Work, victim: Victim) -> Result<Line>
     let killed = Instant::now();
     victim.kill(cluster, work.session_pod(cluster)?.as_deref())?;
     work.say_through_the_storm(Duration::from_secs(3)).await;
-    victim.help(cluster)?;
+    victim.help(cluster).await?;
     let turn = work.recovered(killed, RECOVERY).await?;
     work.changed(cluster, &change, RECOVERY).await?;
     let reconcile = killed.elapsed().as_secs_f64();
