@@ -14,6 +14,7 @@ pub mod isolation;
 mod linger;
 mod multipart;
 mod observe;
+mod paging;
 mod proxy;
 pub mod rate_limit;
 pub mod request_id;

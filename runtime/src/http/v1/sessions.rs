@@ -14,6 +14,7 @@ use crate::auth::Caller;
 use crate::http::App;
 use crate::http::error::{Problem, ProblemBody};
 use crate::http::extract::{ApiQuery, SessionId};
+use crate::http::paging::Page;
 use crate::lifecycle::LifecycleError;
 use crate::store::sessions::{Phase, Session, SessionFilter};
 
@@ -141,25 +142,14 @@ pub async fn list(
     caller: Caller,
     ApiQuery(query): ApiQuery<ListQuery>,
 ) -> Result<Json<SessionPage>, Problem> {
-    let limit = query.limit.unwrap_or(DEFAULT_LIMIT);
-    if !(1..=MAX_LIMIT).contains(&limit) {
-        return Err(Problem::bad_request(format!("limit must be 1 to {MAX_LIMIT}.")));
-    }
+    let page = Page::of(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
     let before = query.cursor.as_deref().map(decode_cursor).transpose()?;
-    let filter = SessionFilter {
-        workspace: query.workspace.as_deref(),
-        phase: query.phase,
-        before,
-        // One more tells whether there is a next page.
-        limit: i64::from(limit) + 1,
-    };
+    let filter =
+        SessionFilter { workspace: query.workspace.as_deref(), phase: query.phase, before, limit: page.to_read() };
     let mut tx = app.store.tenant_tx(&caller.scope()).await?;
     let mut sessions = tx.sessions(&filter).await?;
     tx.commit().await?;
-    let more = sessions.len() > usize::from(limit);
-    sessions.truncate(usize::from(limit));
-    let last = sessions.last().filter(|_| more);
-    let next_cursor = last.map(|session| URL_SAFE_NO_PAD.encode(session.id.as_bytes()));
+    let next_cursor = page.cut(&mut sessions).map(|session| URL_SAFE_NO_PAD.encode(session.id.as_bytes()));
     Ok(Json(SessionPage { sessions: sessions.into_iter().map(SessionView::from).collect(), next_cursor }))
 }
 

@@ -10,6 +10,7 @@ use crate::audit::checkpoint::jwk;
 use crate::http::App;
 use crate::http::error::{Problem, ProblemBody};
 use crate::http::extract::{Admin, ApiQuery};
+use crate::http::paging::Page;
 use crate::store::audit::StoredCheckpoint;
 
 const DEFAULT_LIMIT: u16 = 1000;
@@ -78,19 +79,15 @@ pub async fn list(
     Admin(caller): Admin,
     ApiQuery(query): ApiQuery<CheckpointQuery>,
 ) -> Result<Json<Checkpoints>, Problem> {
-    let (after, limit) = (query.after.unwrap_or(0), query.limit.unwrap_or(DEFAULT_LIMIT));
+    let after = query.after.unwrap_or(0);
     if after < 0 {
         return Err(Problem::bad_request("after must be 0 or more."));
     }
-    if !(1..=MAX_LIMIT).contains(&limit) {
-        return Err(Problem::bad_request(format!("limit must be 1 to {MAX_LIMIT}.")));
-    }
+    let page = Page::of(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
     let mut tx = app.store.tenant_tx(&caller.scope()).await?;
-    let mut found = tx.audit_checkpoints(after, i64::from(limit) + 1).await?;
+    let mut found = tx.audit_checkpoints(after, page.to_read()).await?;
     tx.commit().await?;
-    let more = found.len() > usize::from(limit);
-    found.truncate(usize::from(limit));
-    let next_after = found.last().filter(|_| more).map(|checkpoint| checkpoint.seq);
+    let next_after = page.cut(&mut found).map(|checkpoint| checkpoint.seq);
     Ok(Json(Checkpoints { checkpoints: found.into_iter().map(CheckpointView::from).collect(), next_after }))
 }
 

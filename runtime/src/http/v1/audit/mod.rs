@@ -14,6 +14,7 @@ use crate::audit::chain::{Head, Row};
 use crate::http::App;
 use crate::http::error::{Problem, ProblemBody};
 use crate::http::extract::{Admin, ApiQuery};
+use crate::http::paging::Page;
 use crate::store::audit::{AuditFilter, AuditPage};
 
 const DEFAULT_LIMIT: u16 = 100;
@@ -139,11 +140,7 @@ pub struct AuditQuery {
 }
 
 impl AuditQuery {
-    fn filter(&self) -> Result<AuditFilter<'_>, Problem> {
-        let limit = self.limit.unwrap_or(DEFAULT_LIMIT);
-        if !(1..=MAX_LIMIT).contains(&limit) {
-            return Err(Problem::bad_request(format!("limit must be 1 to {MAX_LIMIT}.")));
-        }
+    fn filter(&self, rows: Page) -> Result<AuditFilter<'_>, Problem> {
         let page = match (self.before, self.after) {
             (Some(_), Some(_)) => return Err(Problem::bad_request("Give before or after, not both.")),
             (Some(before), None) if before < 1 => return Err(Problem::bad_request("before must be 1 or more.")),
@@ -166,8 +163,7 @@ impl AuditQuery {
             since,
             until,
             page,
-            // One more tells whether there is a next page.
-            limit: i64::from(limit) + 1,
+            limit: rows.to_read(),
         })
     }
 }
@@ -210,15 +206,13 @@ pub async fn list(
     Admin(caller): Admin,
     ApiQuery(query): ApiQuery<AuditQuery>,
 ) -> Result<Json<AuditEntries>, Problem> {
-    let filter = query.filter()?;
+    let page = Page::of(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
+    let filter = query.filter(page)?;
     let mut tx = app.store.tenant_tx(&caller.scope()).await?;
     let mut rows = tx.audit_rows(&filter).await?;
     let head = tx.audit_head().await?;
     tx.commit().await?;
-    let limit = usize::try_from(filter.limit - 1).unwrap_or(0);
-    let more = rows.len() > limit;
-    rows.truncate(limit);
-    let cursor = rows.last().filter(|_| more).map(|row| row.seq);
+    let cursor = page.cut(&mut rows).map(|row| row.seq);
     let (next_before, next_after) = match filter.page {
         AuditPage::Back(_) => (cursor, None),
         AuditPage::On(_) => (None, cursor),
