@@ -19,19 +19,10 @@ pub trait Record: Serialize + Sync {
     const METRIC: &'static str;
     /// Sets aside a predecessor: another object of the same name. Gives back what it set aside.
     const RETIRE: &'static str;
-    /// Writes the row of `$1` unless it is there already. Gives back whether it is new, and whose it was before.
+    /// Writes the row of `$1` unless it is there already. Gives it back, whether it is new, and whose it was before.
     const WRITE: &'static str;
     /// Takes the row with id `$1` out of use. Gives back what it took out.
     const REMOVE: &'static str;
-
-    /// Its organization; none: it is everybody's.
-    fn organization(&self) -> Option<Uuid>;
-    /// `metadata.uid`.
-    fn id(&self) -> Uuid;
-    /// `metadata.namespace` and `metadata.name`.
-    fn name(&self) -> (&str, &str);
-    /// Generation of the spec.
-    fn generation(&self) -> i64;
 }
 
 /// Write a resource's row and record that, in one transaction. An equal row is not written and leaves no record.
@@ -44,7 +35,7 @@ pub async fn write<R: Record>(pool: &PgPool, row: &R, metrics: &Metrics) -> Resu
     let written =
         sqlx::query(R::WRITE).bind(&values).fetch_optional(&mut *tx).await.map_err(failed("write a resource's row"))?;
     if let Some(written) = &written {
-        record_written(&mut tx, row, written).await?;
+        record_written::<R>(&mut tx, written).await?;
     }
     tx.commit().await.map_err(failed("commit"))?;
     if written.is_some() || !retired.is_empty() {
@@ -66,53 +57,63 @@ pub async fn remove<R: Record>(pool: &PgPool, id: Uuid, metrics: &Metrics) -> Re
     Ok(())
 }
 
-async fn record_written<R: Record>(tx: &mut PgConnection, row: &R, written: &PgRow) -> Result<()> {
-    let read =
-        || -> sqlx::Result<(bool, Option<Uuid>)> { Ok((written.try_get("created")?, written.try_get("before")?)) };
-    let (created, before) = read().map_err(failed("write a resource's row"))?;
-    let (namespace, name) = row.name();
-    let target = format!("{namespace}/{name}");
-    let detail = |more: Option<&str>| detail(row.id(), row.generation(), more);
-    let moved = !created && before != row.organization();
+async fn record_written<R: Record>(tx: &mut PgConnection, written: &PgRow) -> Result<()> {
+    let read = || -> sqlx::Result<(Touched, bool, Option<Uuid>)> {
+        Ok((Touched::read(written)?, written.try_get("created")?, written.try_get("before")?))
+    };
+    let (now, created, before) = read().map_err(failed("write a resource's row"))?;
+    let moved = !created && before != now.organization;
     if moved {
         // For the organization that had it, it is gone.
-        record::<R>(tx, before, "delete", &target, detail(Some("moved"))).await?;
+        record::<R>(tx, before, "delete", &now, Some("moved")).await?;
     }
-    let action = if created || moved { "create" } else { "update" };
-    record::<R>(tx, row.organization(), action, &target, detail(None)).await
+    let verb = if created || moved { "create" } else { "update" };
+    record::<R>(tx, now.organization, verb, &now, None).await
 }
 
 async fn record_removed<R: Record>(tx: &mut PgConnection, removed: &[PgRow], reason: &str) -> Result<()> {
     for row in removed {
-        let read = || -> sqlx::Result<(Option<Uuid>, String, Value)> {
-            let (namespace, name): (String, String) = (row.try_get("k8s_namespace")?, row.try_get("name")?);
-            let detail = detail(row.try_get("id")?, row.try_get("generation")?, Some(reason));
-            Ok((row.try_get("org_id")?, format!("{namespace}/{name}"), detail))
-        };
-        let (organization, target, detail) = read().map_err(failed("remove a resource's row"))?;
-        record::<R>(tx, organization, "delete", &target, detail).await?;
+        let gone = Touched::read(row).map_err(failed("remove a resource's row"))?;
+        record::<R>(tx, gone.organization, "delete", &gone, Some(reason)).await?;
     }
     Ok(())
 }
 
-/// With id and generation, the digests in the log can be computed again from its rows.
-fn detail(id: Uuid, generation: i64, reason: Option<&str>) -> Value {
-    let mut detail = json!({ "id": id, "generation": generation });
-    if let Some(reason) = reason {
-        detail["reason"] = reason.into();
+/// What the log tells of a row that a statement gave back.
+struct Touched {
+    organization: Option<Uuid>,
+    id: Uuid,
+    target: String,
+    generation: i64,
+}
+
+impl Touched {
+    fn read(row: &PgRow) -> sqlx::Result<Self> {
+        let (namespace, name): (String, String) = (row.try_get("k8s_namespace")?, row.try_get("name")?);
+        Ok(Self {
+            organization: row.try_get("org_id")?,
+            id: row.try_get("id")?,
+            target: format!("{namespace}/{name}"),
+            generation: row.try_get("generation")?,
+        })
     }
-    detail
 }
 
 async fn record<R: Record>(
     tx: &mut PgConnection,
     organization: Option<Uuid>,
     verb: &str,
-    target: &str,
-    detail: Value,
+    row: &Touched,
+    reason: Option<&str>,
 ) -> Result<()> {
     let action = format!("{}.{verb}", R::KIND.to_lowercase());
-    audit::record(tx, organization, &Entry { action: &action, target_kind: R::KIND, target_id: target, detail }).await
+    // With id and generation, the digests in the log can be computed again from its rows.
+    let mut detail = json!({ "id": row.id, "generation": row.generation });
+    if let Some(reason) = reason {
+        detail["reason"] = reason.into();
+    }
+    let entry = Entry { action: &action, target_kind: R::KIND, target_id: &row.target, detail };
+    audit::record(tx, organization, &entry).await
 }
 
 /// A Workspace's row.
@@ -157,22 +158,9 @@ impl Record for WorkspaceRow {
          where (w.name, w.k8s_namespace, w.agent_type, w.max_sessions, w.spec, w.generation, w.deleted_at)
             is distinct from (excluded.name, excluded.k8s_namespace, excluded.agent_type, excluded.max_sessions,
                               excluded.spec, excluded.generation, null::timestamptz)
-         returning (xmax = 0) as created, org_id as before";
+         returning org_id, id, name, k8s_namespace, generation, (xmax = 0) as created, org_id as before";
     const REMOVE: &'static str = "update workspaces set deleted_at = now() where id = $1 and deleted_at is null
          returning org_id, id, name, k8s_namespace, generation";
-
-    fn organization(&self) -> Option<Uuid> {
-        Some(self.organization)
-    }
-    fn id(&self) -> Uuid {
-        self.id
-    }
-    fn name(&self) -> (&str, &str) {
-        (&self.namespace, &self.name)
-    }
-    fn generation(&self) -> i64 {
-        self.generation
-    }
 }
 
 /// An `McpConnection`'s row.
@@ -217,22 +205,9 @@ impl Record for ConnectionRow {
          where (c.workspace_id, c.name, c.k8s_namespace, c.transport, c.spec, c.generation)
             is distinct from (excluded.workspace_id, excluded.name, excluded.k8s_namespace, excluded.transport,
                               excluded.spec, excluded.generation)
-         returning (xmax = 0) as created, org_id as before";
+         returning org_id, id, name, k8s_namespace, generation, (xmax = 0) as created, org_id as before";
     const REMOVE: &'static str = "delete from mcp_connections where id = $1
          returning org_id, id, name, k8s_namespace, generation";
-
-    fn organization(&self) -> Option<Uuid> {
-        Some(self.organization)
-    }
-    fn id(&self) -> Uuid {
-        self.id
-    }
-    fn name(&self) -> (&str, &str) {
-        (&self.namespace, &self.name)
-    }
-    fn generation(&self) -> i64 {
-        self.generation
-    }
 }
 
 /// A `PromptPolicy`'s row.
@@ -287,23 +262,10 @@ impl Record for PolicyRow {
             is distinct from
                (excluded.org_id, excluded.workspace_id, excluded.scope, excluded.name, excluded.k8s_namespace,
                 excluded.priority, excluded.locked, excluded.template, excluded.spec, excluded.generation)
-         returning (xmax = 0) as created,
+         returning org_id, id, name, k8s_namespace, generation, (xmax = 0) as created,
                    (select was.org_id from prompt_policies was where was.id = p.id) as before";
     const REMOVE: &'static str = "delete from prompt_policies where id = $1
          returning org_id, id, name, k8s_namespace, generation";
-
-    fn organization(&self) -> Option<Uuid> {
-        self.organization
-    }
-    fn id(&self) -> Uuid {
-        self.id
-    }
-    fn name(&self) -> (&str, &str) {
-        (&self.namespace, &self.name)
-    }
-    fn generation(&self) -> i64 {
-        self.generation
-    }
 }
 
 /// Generation of a policy whose template is in use.
