@@ -166,34 +166,6 @@ drop function app.audit_field(text);
 -- The digest comes from the head; nobody brings their own.
 revoke insert (config_digest) on audit_log from agentapi_tenant, agentapi_operator;
 
-create or replace function app.audit_chain() returns trigger
-    language plpgsql security definer set search_path = pg_catalog, pg_temp
-as $$
-declare
-    head public.audit_heads;
-begin
-    select * into head from public.audit_heads h where h.org_id = new.org_id for no key update;
-    if not found then
-        if new.org_slug is null then
-            raise not_null_violation using
-                message = 'the first audit row of an organization needs org_slug',
-                hint = 'the operator writes it in the transaction that inserts the organization';
-        end if;
-        insert into public.audit_heads (org_id, org_slug, seq, hash, config_digest)
-        values (new.org_id, new.org_slug, 0, decode(repeat('00', 32), 'hex'), app.audit_config_digest(new.org_id))
-        on conflict (org_id) do nothing;
-        select * into strict head from public.audit_heads h where h.org_id = new.org_id for no key update;
-    end if;
-    new.org_slug := head.org_slug;
-    new.seq := head.seq + 1;
-    new.prev_hash := head.hash;
-    new.config_digest := head.config_digest;
-    new.at := clock_timestamp();
-    new.hash := app.audit_hash(new);
-    update public.audit_heads h set seq = new.seq, hash = new.hash where h.org_id = new.org_id;
-    return new;
-end $$;
-
 -- A head moves one link on, or gets another digest and stays where it is.
 drop trigger audit_heads_step on audit_heads;
 create trigger audit_heads_step before update on audit_heads for each row

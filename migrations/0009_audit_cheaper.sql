@@ -14,13 +14,13 @@ declare
     head public.audit_heads;
 begin
     select * into head from public.audit_heads h where h.org_id = new.org_id for no key update;
+    -- Without a head there is no such role: only the operator begins a chain.
+    if new.db_role <> 'agentapi_operator' and new.db_role is distinct from 'org_' || replace(head.org_slug, '-', '_') then
+        raise insufficient_privilege using
+            message = 'an audit row belongs to the organization of the role that writes it',
+            hint = 'SET LOCAL ROLE to the role of the organization, or leave org_id out';
+    end if;
     if not found then
-        -- Only the operator begins a chain; a tenant that names an organization without one names another's.
-        if new.db_role <> 'agentapi_operator' then
-            raise insufficient_privilege using
-                message = 'an audit row belongs to the organization of the role that writes it',
-                hint = 'SET LOCAL ROLE to the role of the organization, or leave org_id out';
-        end if;
         if new.org_slug is null then
             raise not_null_violation using
                 message = 'the first audit row of an organization needs org_slug',
@@ -30,11 +30,6 @@ begin
         values (new.org_id, new.org_slug, 0, decode(repeat('00', 32), 'hex'), app.audit_config_digest(new.org_id))
         on conflict (org_id) do nothing;
         select * into strict head from public.audit_heads h where h.org_id = new.org_id for no key update;
-    end if;
-    if new.db_role <> 'agentapi_operator' and new.db_role <> 'org_' || replace(head.org_slug, '-', '_') then
-        raise insufficient_privilege using
-            message = 'an audit row belongs to the organization of the role that writes it',
-            hint = 'SET LOCAL ROLE to the role of the organization, or leave org_id out';
     end if;
     new.org_slug := head.org_slug;
     new.seq := head.seq + 1;
