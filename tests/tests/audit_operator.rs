@@ -12,10 +12,10 @@ use agentapi_operator::metrics::Metrics;
 use agentapi_operator::records::{self, ConnectionRow, PolicyRow, Record, WorkspaceRow};
 use agentapi_operator::signing::Signer;
 use agentapi_operator::tenancy::offboarding::{Leaving, Outcome, step};
-use agentapi_operator::tenancy::{self, names::TenantRoles, organization::Tenant};
+use agentapi_operator::tenancy::{self, organization::Tenant};
 use agentapi_runtime::audit::chain::{Row, jsonb_text, verify};
 use agentapi_runtime::store::audit::{chain, heads};
-use agentapi_tests::pg::{Database, Server, ServerOptions};
+use agentapi_tests::pg::{Database, Server, ServerOptions, wanted as tenant};
 use anyhow::Result;
 use aws_lc_rs::digest::{SHA256, digest};
 use secrecy::SecretString;
@@ -84,24 +84,6 @@ impl Fixture {
         let news = news.collect();
         *seen = rows.len();
         Ok(news)
-    }
-}
-
-fn tenant(slug: &str) -> Tenant {
-    Tenant {
-        id: Uuid::new_v4(),
-        slug: slug.into(),
-        roles: TenantRoles::of(slug).unwrap(),
-        display_name: slug.into(),
-        issuer: "https://login.example.com".into(),
-        audience: "agentapi".into(),
-        jwks_uri: None,
-        org_claim_value: slug.into(),
-        identity: json!({}),
-        quota: json!({"sessions": 5}),
-        deletion_policy: DeletionPolicy::Retain,
-        generation: 1,
-        data_key_rotation: String::new(),
     }
 }
 

@@ -1,23 +1,20 @@
 //! Keys in a real Postgres: another master key, with a real process killed after each row and within one, versions of
 //! a data key, and what a rotation leaves of the read-only role's connections.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-use agentapi_crds::common::DeletionPolicy;
 use agentapi_operator::{
     envelope::{MasterKey, MasterKeys},
     metrics::Metrics,
     tenancy::{
         self, credentials,
         keys::{DataKeys, retire_unused, rewrap_next, wrapped_by},
-        names::TenantRoles,
         organization::{Tenant, ensure, set_read_password},
     },
 };
 use agentapi_tests::{
     cluster::eventually,
-    pg::{Database, Server, ServerOptions},
+    pg::{Database, Server, ServerOptions, wanted},
 };
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 use std::{
     os::unix::process::ExitStatusExt,
@@ -25,7 +22,6 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use uuid::Uuid;
 
 const STEP: &str = env!("CARGO_BIN_EXE_operator-step");
 const SIGKILL: i32 = 9;
@@ -81,21 +77,7 @@ fn both() -> MasterKeys {
 }
 
 fn tenant(slug: &str, data_key_rotation: &str) -> Tenant {
-    Tenant {
-        id: Uuid::new_v4(),
-        slug: slug.into(),
-        roles: TenantRoles::of(slug).unwrap(),
-        display_name: slug.into(),
-        issuer: "https://login.example.com".into(),
-        audience: "agentapi".into(),
-        jwks_uri: None,
-        org_claim_value: slug.into(),
-        identity: json!({}),
-        quota: json!({}),
-        deletion_policy: DeletionPolicy::Retain,
-        generation: 1,
-        data_key_rotation: data_key_rotation.into(),
-    }
+    Tenant { data_key_rotation: data_key_rotation.into(), ..wanted(slug) }
 }
 
 fn open(keys: &MasterKeys, tenant: &Tenant, data_keys: &DataKeys) -> Vec<[u8; 32]> {

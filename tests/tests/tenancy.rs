@@ -1,23 +1,19 @@
 //! A tenant in a real Postgres: what `ensure` makes, what it repairs, what `remove` leaves, and that no password is
 //! ever in the server's log.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-use agentapi_crds::common::DeletionPolicy;
 use agentapi_operator::{
     envelope::{MasterKey, MasterKeys},
     metrics::Metrics,
     records,
     tenancy::{
         self, Meaning, credentials,
-        names::TenantRoles,
         organization::{Tenant, ensure, opens_login, set_read_password},
     },
 };
-use agentapi_tests::pg::{Database, Server, ServerOptions};
+use agentapi_tests::pg::{Database, Server, ServerOptions, wanted as tenant};
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 use std::sync::Arc;
-use uuid::Uuid;
 
 struct Fixture {
     server: Arc<Server>,
@@ -54,24 +50,6 @@ impl Fixture {
     fn changes(&self) -> String {
         let text = String::from_utf8(self.metrics.render().unwrap()).unwrap();
         text.lines().filter(|line| line.contains("database_writes_total{")).collect::<Vec<_>>().join("\n")
-    }
-}
-
-fn tenant(slug: &str) -> Tenant {
-    Tenant {
-        id: Uuid::new_v4(),
-        slug: slug.into(),
-        roles: TenantRoles::of(slug).unwrap(),
-        display_name: slug.into(),
-        issuer: "https://login.example.com".into(),
-        audience: "agentapi".into(),
-        jwks_uri: None,
-        org_claim_value: slug.into(),
-        identity: json!({"issuer": "https://login.example.com"}),
-        quota: json!({"sessions": 5}),
-        deletion_policy: DeletionPolicy::Retain,
-        generation: 1,
-        data_key_rotation: String::new(),
     }
 }
 

@@ -94,21 +94,13 @@ impl Database {
 
     /// Row, roles, grants and data key, by the operator's own code.
     async fn ensure(&self, organization: &Organization) -> Result<()> {
-        let slug = &organization.slug;
         let tenant = Tenant {
             id: organization.id,
-            slug: slug.clone(),
-            roles: TenantRoles::of(slug)?,
-            display_name: slug.clone(),
             issuer: "https://idp.test".to_owned(),
-            audience: "agentapi".to_owned(),
-            jwks_uri: None,
-            org_claim_value: slug.clone(),
             identity: json!({}),
             quota: json!({"sessions": 10}),
             deletion_policy: DeletionPolicy::Delete,
-            generation: 1,
-            data_key_rotation: String::new(),
+            ..wanted(&organization.slug)
         };
         let pool = PgPool::connect(&self.operator_url()).await?;
         let (master, metrics) = (MasterKeys::from(MasterKey::new(&[7; 32])?), Metrics::new()?);
@@ -149,4 +141,26 @@ pub async fn become_tenant(
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// What the operator is asked to make of an Organization of this name, for tests of `tenancy` itself.
+///
+/// # Panics
+/// When no roles can have that name.
+pub fn wanted(slug: &str) -> Tenant {
+    Tenant {
+        id: Uuid::new_v4(),
+        slug: slug.into(),
+        roles: TenantRoles::of(slug).unwrap_or_else(|error| unreachable!("{slug}: {error}")),
+        display_name: slug.into(),
+        issuer: "https://login.example.com".into(),
+        audience: "agentapi".into(),
+        jwks_uri: None,
+        org_claim_value: slug.into(),
+        identity: json!({"issuer": "https://login.example.com"}),
+        quota: json!({"sessions": 5}),
+        deletion_policy: DeletionPolicy::Retain,
+        generation: 1,
+        data_key_rotation: String::new(),
+    }
 }
