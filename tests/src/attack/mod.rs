@@ -4,4 +4,5 @@
 pub mod log;
 pub mod openapi;
 pub mod payloads;
+pub mod tokens;
 pub mod wire;
