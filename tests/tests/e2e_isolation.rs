@@ -96,7 +96,6 @@ async fn break_and_heal(tenant: &Tenant, fence: Fence<'_>) {
 }
 
 #[tokio::test]
-#[ignore = "has not passed on an undisturbed cluster yet"]
 async fn fences_in_postgres() {
     let tenant = Tenant::new("e2e-fences").await;
     let yes = |query: &str| tenant.sql(query) == "t";
@@ -130,7 +129,6 @@ async fn fences_in_postgres() {
 }
 
 #[tokio::test]
-#[ignore = "has not passed on an undisturbed cluster yet"]
 async fn fences_in_the_cluster() {
     let tenant = Tenant::new("e2e-cluster-fences").await;
     let (cluster, namespace) = (&tenant.cluster, tenant.namespace());
@@ -208,7 +206,6 @@ async fn fences_in_the_cluster() {
 
 /// A right that a binding of the whole cluster gives is the platform team's to take back: it is told, and stays told.
 #[tokio::test]
-#[ignore = "has not passed on an undisturbed cluster yet"]
 async fn what_the_operator_can_not_repair_stays_visible() {
     let tenant = Tenant::new("e2e-rights").await;
     let (cluster, slug) = (&tenant.cluster, tenant.slug.as_str());
@@ -229,7 +226,6 @@ async fn what_the_operator_can_not_repair_stays_visible() {
 /// A probe pod is nobody's session, costs the tenant nothing, and is gone afterwards; and what it finds is found: with a
 /// policy that opens everything where nobody removes it, it gets through.
 #[tokio::test]
-#[ignore = "has not passed on an undisturbed cluster yet"]
 async fn the_probe_pod_is_placed_as_a_session_pod_and_is_no_session() {
     let tenant = Tenant::new("e2e-probe").await;
     let (cluster, namespace) = (&tenant.cluster, tenant.namespace());

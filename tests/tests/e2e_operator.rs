@@ -126,6 +126,12 @@ async fn nothing_is_written_when_nothing_changes() {
     let tenant = Tenant::new("e2e-steady").await;
     // The isolation probes have told what they found for the first time.
     tenant.says("organization", None, &tenant.slug, "IsolationVerified", "True", "Isolated").await;
+    eventually("the usage counts the workspace", SETTLE, async || {
+        let usage = &tenant.cluster.get("organization", None, &tenant.slug)?.unwrap_or_default()["status"]["usage"];
+        Ok(if usage["workspaces"] == 1 { Ok(()) } else { Err(usage.to_string()) })
+    })
+    .await
+    .unwrap();
     let versions = || -> Vec<String> {
         let mut seen: Vec<String> = OWNED
             .iter()

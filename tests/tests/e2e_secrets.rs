@@ -298,8 +298,8 @@ async fn nothing_secret_is_where_people_look() {
 
     // A rotation writes a password and keys; the search comes after it.
     let rotation = format!("{}={}", names::ANNOTATION_ROTATE, Uuid::new_v4());
-    world.cluster.kubectl(&["annotate", "organization", "acme", &rotation, "--overwrite"]).unwrap();
     let before = world.secret(TENANT, names::SECRET_DATABASE);
+    world.cluster.kubectl(&["annotate", "organization", "acme", &rotation, "--overwrite"]).unwrap();
     eventually("another password", READY, async || {
         Ok(if world.secret(TENANT, names::SECRET_DATABASE) == before { Err("not yet".into()) } else { Ok(()) })
     })

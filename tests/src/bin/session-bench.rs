@@ -95,7 +95,8 @@ async fn one(api: &Api, workspace: &str) -> Result<Sample> {
     let status = format!("{path}/status");
     poll("stable", async || Ok(api.get(&status).await?.body["status"] == "stable")).await?;
     let stable = since(start);
-    poll("an answer to DELETE", async || Ok(matches!(api.delete(&path).await?.status.as_u16(), 202 | 204 | 404))).await?;
+    poll("an answer to DELETE", async || Ok(matches!(api.delete(&path).await?.status.as_u16(), 202 | 204 | 404)))
+        .await?;
     poll("the end", async || {
         let answer = api.get(&path).await?;
         Ok(answer.status == 404 || answer.body["phase"] == "Ended")
