@@ -2,9 +2,9 @@
 //! talk to an address of the attacker's. Bent claims are in attack_claims.rs; what every token must have is in api_auth.rs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use agentapi_tests::attack::tokens::{admin, call, encode, refused};
+use agentapi_tests::attack::tokens::{call, refused};
 use agentapi_tests::serve::idp::{SigningKey, hmac_token};
-use agentapi_tests::serve::{Platform, pem};
+use agentapi_tests::serve::{Platform, Tenant, pem};
 use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -13,6 +13,14 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
+
+fn encode(bytes: impl AsRef<[u8]>) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn admin(platform: &Platform, tenant: &Tenant) -> Value {
+    platform.claims(&tenant.organization.slug, "mallory", "admin")
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_spelling_of_an_algorithm_opens_the_door() -> Result<()> {

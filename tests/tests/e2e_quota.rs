@@ -6,6 +6,7 @@ use agentapi_tests::{
     api::Api,
     cluster::{Cluster, eventually},
 };
+use anyhow::Result;
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -13,10 +14,17 @@ use std::time::Duration;
 const SOON: Duration = Duration::from_secs(60);
 const TENANT: &str = "agentapi-globex";
 
+/// As in examples/globex.yaml.
+const CORES: &str = "8";
+
+fn give(cluster: &Cluster, cores: &str) -> Result<String> {
+    let patch = json!({ "spec": { "quota": { "cpu": cores } } }).to_string();
+    cluster.kubectl(&["patch", "organization", "globex", "--type=merge", "-p", &patch])
+}
+
 /// Gives globex so many cores, and waits until the API server holds it to them.
 async fn cores(cluster: &Cluster, cores: &str) {
-    let patch = json!({ "spec": { "quota": { "cpu": cores } } }).to_string();
-    cluster.kubectl(&["patch", "organization", "globex", "--type=merge", "-p", &patch]).unwrap();
+    give(cluster, cores).unwrap();
     eventually(&format!("a quota of {cores} cores"), SOON, async || {
         let quotas = cluster.list("resourcequotas", TENANT, "")?;
         let held = quotas.iter().any(|quota| quota["status"]["hard"]["limits.cpu"] == cores);
@@ -31,8 +39,7 @@ struct AsBefore<'a>(&'a Cluster);
 
 impl Drop for AsBefore<'_> {
     fn drop(&mut self) {
-        let patch = r#"{"spec":{"quota":{"cpu":"8"}}}"#;
-        self.0.kubectl(&["patch", "organization", "globex", "--type=merge", "-p", patch]).ok();
+        give(self.0, CORES).ok();
     }
 }
 
@@ -57,7 +64,7 @@ async fn the_clusters_own_refusal_is_a_429_that_names_the_quota() {
     assert!(problem["type"].as_str().unwrap().ends_with("/quota-exceeded"), "{problem}");
     assert_eq!((&problem["quota"], &problem["limit"]), (&json!("limits.cpu"), &json!("1")), "{problem}");
 
-    cores(&cluster, "8").await;
+    cores(&cluster, CORES).await;
     let created = eventually("the same request is taken", SOON, async || {
         let answer = api.send(post()).await?;
         Ok(if answer.status == 201 { Ok(answer.body) } else { Err(answer.body.to_string()) })

@@ -1,6 +1,7 @@
 //! The objects of a Workspace in its tenant namespace. Pure, and each is a snapshot in the tests.
+use super::network::egress_policy;
 use super::validate::Accepted;
-use crate::egress::{Decision, Destination, Opening};
+use crate::egress::Decision;
 use agentapi_crds::{Workspace, names, names::env, pod::SESSION_VOLUME};
 use k8s_openapi::{
     api::{
@@ -11,11 +12,9 @@ use k8s_openapi::{
             ResourceRequirements, SeccompProfile, SecretEnvSource, SecretVolumeSource, SecurityContext, Volume,
             VolumeMount, VolumeResourceRequirements,
         },
-        networking::v1::{
-            IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
-        },
+        networking::v1::NetworkPolicy,
     },
-    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+    apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
 use kube::api::ObjectMeta;
 use sha2::{Digest, Sha256};
@@ -108,7 +107,7 @@ pub fn build(
     }
 }
 
-fn meta(accepted: &Accepted) -> ObjectMeta {
+pub(super) fn meta(accepted: &Accepted) -> ObjectMeta {
     ObjectMeta {
         name: Some(names::pod_template(&accepted.name)),
         namespace: Some(names::tenant_namespace(&accepted.tenancy.slug)),
@@ -296,51 +295,6 @@ fn volume(workspace: &Workspace, accepted: &Accepted) -> Option<PersistentVolume
         }),
         status: None,
     })
-}
-
-fn egress_policy(accepted: &Accepted, egress: &Decision) -> NetworkPolicy {
-    let matched = BTreeMap::from([
-        (names::LABEL_COMPONENT.to_owned(), names::COMPONENT_SESSION.to_owned()),
-        (names::LABEL_WORKSPACE.to_owned(), accepted.name.clone()),
-    ]);
-    NetworkPolicy {
-        metadata: meta(accepted),
-        spec: Some(NetworkPolicySpec {
-            pod_selector: Some(LabelSelector { match_labels: Some(matched), ..LabelSelector::default() }),
-            policy_types: Some(vec!["Egress".into()]),
-            egress: Some(egress.open.iter().map(egress_rule).collect()),
-            ingress: None,
-        }),
-    }
-}
-
-fn egress_rule(opening: &Opening) -> NetworkPolicyEgressRule {
-    let peer = match &opening.to {
-        Destination::Addresses(range, except) => NetworkPolicyPeer {
-            ip_block: Some(IPBlock {
-                cidr: range.to_string(),
-                except: Some(except.iter().map(ToString::to_string).collect::<Vec<_>>())
-                    .filter(|list| !list.is_empty()),
-            }),
-            ..NetworkPolicyPeer::default()
-        },
-        Destination::Namespace(namespace) => NetworkPolicyPeer {
-            namespace_selector: Some(LabelSelector {
-                match_labels: Some([("kubernetes.io/metadata.name".to_owned(), namespace.clone())].into()),
-                ..LabelSelector::default()
-            }),
-            ..NetworkPolicyPeer::default()
-        },
-    };
-    let ports = opening.ports.iter().map(|port| NetworkPolicyPort {
-        protocol: Some("TCP".into()),
-        port: Some(IntOrString::Int(*port)),
-        end_port: None,
-    });
-    NetworkPolicyEgressRule {
-        to: Some(vec![peer]),
-        ports: Some(ports.collect::<Vec<_>>()).filter(|ports| !ports.is_empty()),
-    }
 }
 
 #[cfg(test)]
