@@ -65,6 +65,9 @@ pub const RUNTIME_METRICS_PORT: u16 = 9090;
 /// Port of the operator's probes and metrics.
 pub const OPERATOR_HEALTH_PORT: u16 = 8081;
 
+/// Port at which the pod of a stdio `McpConnection` speaks streamable HTTP, below the path `/mcp`.
+pub const MCP_STDIO_PORT: u16 = 8090;
+
 /// Name of the agent's container in a session pod.
 pub const SESSION_CONTAINER: &str = "agent";
 /// `ServiceAccount` of session pods; it has no token.
@@ -178,6 +181,17 @@ pub fn pod_template(workspace: &str) -> String {
     format!("ws-{workspace}")
 }
 
+/// Service, `Deployment` and policy of a stdio `McpConnection` in its tenant namespace.
+pub fn mcp_server(connection: &str) -> String {
+    format!("agentapi-mcp-{connection}")
+}
+
+/// Where the runtime reaches the program of a stdio `McpConnection`.
+pub fn mcp_server_url(organization: &str, connection: &str, cluster_domain: &str) -> String {
+    let (service, namespace) = (mcp_server(connection), tenant_namespace(organization));
+    format!("http://{service}.{namespace}.svc.{cluster_domain}:{MCP_STDIO_PORT}/mcp")
+}
+
 /// Secret of a session, named after its pod so that a warm pod can mount it before it exists.
 pub fn session_secret(pod: &str) -> String {
     format!("{pod}-session")
@@ -193,6 +207,8 @@ mod tests {
         assert_eq!(tenant_role("big-corp"), "org_big_corp");
         assert_eq!(tenant_read_role("big-corp"), "org_big_corp_ro");
         assert_eq!(session_secret("w-web-1"), "w-web-1-session");
+        let url = mcp_server_url("acme", "files", "cluster.local");
+        assert_eq!(url, "http://agentapi-mcp-files.agentapi-acme.svc.cluster.local:8090/mcp");
     }
 
     #[test]
