@@ -43,11 +43,30 @@ async fn no_way_of_writing_an_inner_address_contacts_it() {
     let port = address.port();
     let outbound = Outbound::new(Ranges::default());
     for host in [
-        "127.0.0.1", "127.1", "127.0.1", "2130706433", "0x7f000001", "0x7f.0.0.1", "0177.0.0.1", "017700000001",
-        "127.0.0.1.", "%31%32%37.0.0.1", "\u{ff11}27.0.0.1", "127\u{3002}0\u{3002}0\u{3002}1", "0.0.0.0", "0", "[::1]",
-        "[::]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::127.0.0.1]", "[64:ff9b::127.0.0.1]", "[::ffff:0:127.0.0.1]",
+        "127.0.0.1",
+        "127.1",
+        "127.0.1",
+        "2130706433",
+        "0x7f000001",
+        "0x7f.0.0.1",
+        "0177.0.0.1",
+        "017700000001",
+        "127.0.0.1.",
+        "%31%32%37.0.0.1",
+        "\u{ff11}27.0.0.1",
+        "127\u{3002}0\u{3002}0\u{3002}1",
+        "0.0.0.0",
+        "0",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[::127.0.0.1]",
+        "[64:ff9b::127.0.0.1]",
+        "[::ffff:0:127.0.0.1]",
         // A name that resolves to it, by the system's own resolver.
-        "localhost", "LOCALHOST", "localhost.",
+        "localhost",
+        "LOCALHOST",
     ] {
         for scheme in ["http", "https"] {
             let url = format!("{scheme}://{host}:{port}/mcp");

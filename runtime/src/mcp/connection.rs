@@ -217,7 +217,8 @@ mod tests {
 
     #[test]
     fn what_is_left_out_has_the_resources_defaults() {
-        let connection = read(&json!({"transport": {"streamableHttp": {"url": "https://mcp.example.com/mcp"}}})).unwrap();
+        let connection =
+            read(&json!({"transport": {"streamableHttp": {"url": "https://mcp.example.com/mcp"}}})).unwrap();
         assert_eq!(connection.transport, Transport::StreamableHttp("https://mcp.example.com/mcp".to_owned()));
         assert_eq!((connection.auth, connection.breaker), (Auth::None, Settings::default()));
         assert_eq!((connection.connect_timeout.as_secs(), connection.call_timeout.as_secs()), (30, 60));

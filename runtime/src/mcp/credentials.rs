@@ -22,7 +22,9 @@ pub type Headers = Vec<(HeaderName, HeaderValue)>;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialError {
     /// Nobody has agreed yet.
-    #[error("this server needs your consent first: POST /v1/oauth/init with this connection, and open the URL it gives")]
+    #[error(
+        "this server needs your consent first: POST /v1/oauth/init with this connection, and open the URL it gives"
+    )]
     NeedsConsent,
     /// Somebody had, and the provider takes it no longer.
     #[error("your consent to this server was revoked or has run out; give it again with POST /v1/oauth/init")]
@@ -51,6 +53,31 @@ impl CredentialError {
     }
 }
 
+/// How it stands with the consent that a connection needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthState {
+    /// Nobody has given any.
+    NeedsConsent,
+    /// Somebody has.
+    Authorized,
+    /// It runs out soon and cannot be renewed.
+    Expiring,
+    /// The provider takes it no longer.
+    Revoked,
+}
+
+impl AuthState {
+    /// As the column has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NeedsConsent => "NeedsConsent",
+            Self::Authorized => "Authorized",
+            Self::Expiring => "Expiring",
+            Self::Revoked => "Revoked",
+        }
+    }
+}
+
 /// Gives credentials for connections. `user` is nobody when the platform itself asks, as the prober does.
 pub trait Credentials: Send + Sync + 'static {
     /// The headers of the next request.
@@ -69,6 +96,11 @@ pub trait Credentials: Send + Sync + 'static {
         connection: &'a Connection,
         sent: &'a Headers,
     ) -> BoxFuture<'a, bool>;
+
+    /// How it stands with consent; nothing where none is needed, or where it cannot be seen at the moment.
+    fn state<'a>(&'a self, _: &'a Organization, _: &'a Connection) -> BoxFuture<'a, Option<AuthState>> {
+        futures::future::ready(None).boxed()
+    }
 }
 
 /// A header's value that no log shows.
@@ -141,6 +173,17 @@ impl Credentials for AnyCredentials {
             now.is_ok_and(|headers| headers != *sent)
         }
         .boxed()
+    }
+
+    fn state<'a>(
+        &'a self,
+        organization: &'a Organization,
+        connection: &'a Connection,
+    ) -> BoxFuture<'a, Option<AuthState>> {
+        match &connection.auth {
+            Auth::Oauth(_) => self.oauth.state(organization, connection),
+            _ => futures::future::ready(None).boxed(),
+        }
     }
 }
 

@@ -43,7 +43,7 @@ const METADATA: &[IpAddr] = &[
 
 /// IPv4 networks that are no servers on the internet, with what they are (RFC 6890 and its registry).
 const FOUR: &[(Ipv4Addr, u32, &str)] = &[
-    (Ipv4Addr::new(0, 0, 0, 0), 8, "this network"),
+    (Ipv4Addr::UNSPECIFIED, 8, "this network"),
     (Ipv4Addr::new(10, 0, 0, 0), 8, "private"),
     (Ipv4Addr::new(100, 64, 0, 0), 10, "carrier-grade NAT"),
     (Ipv4Addr::new(127, 0, 0, 0), 8, "loopback"),
@@ -93,12 +93,13 @@ fn plain(address: IpAddr) -> IpAddr {
     let IpAddr::V6(six) = address else { return address };
     let four = |high: u16, low: u16| IpAddr::V4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
     match six.segments() {
-        // ::ffff:a.b.c.d, and the old ::a.b.c.d but not :: and ::1.
-        [0, 0, 0, 0, 0, 0xffff, high, low] => four(high, low),
+        // ::a.b.c.d of old, but not :: and ::1.
         [0, 0, 0, 0, 0, 0, high, low] if high != 0 => four(high, low),
-        // What SIIT and NAT64 translate (RFC 7915, 6052, 8215).
-        [0, 0, 0, 0, 0xffff, 0, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => four(high, low),
-        [0x64, 0xff9b, 1, _, _, _, high, low] => four(high, low),
+        // ::ffff:a.b.c.d, and what SIIT and NAT64 translate (RFC 7915, 6052, 8215).
+        [0, 0, 0, 0, 0, 0xffff, high, low]
+        | [0, 0, 0, 0, 0xffff, 0, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x64, 0xff9b, 1, _, _, _, high, low] => four(high, low),
         _ => address,
     }
 }
@@ -162,10 +163,28 @@ mod tests {
     #[test]
     fn neighbours_of_those_networks_are_not() {
         for address in [
-            "1.1.1.1", "9.255.255.255", "11.0.0.0", "100.63.255.255", "100.128.0.0", "126.255.255.255", "128.0.0.0",
-            "169.253.255.255", "169.255.0.0", "172.15.255.255", "172.32.0.0", "192.0.1.0", "192.167.255.255",
-            "192.169.0.0", "198.17.255.255", "198.20.0.0", "223.255.255.255", "2606:4700::1111", "2a00:1450::8a",
-            "64:ff9b::101:101", "::ffff:1.1.1.1", "2001:4860::8888",
+            "1.1.1.1",
+            "9.255.255.255",
+            "11.0.0.0",
+            "100.63.255.255",
+            "100.128.0.0",
+            "126.255.255.255",
+            "128.0.0.0",
+            "169.253.255.255",
+            "169.255.0.0",
+            "172.15.255.255",
+            "172.32.0.0",
+            "192.0.1.0",
+            "192.167.255.255",
+            "192.169.0.0",
+            "198.17.255.255",
+            "198.20.0.0",
+            "223.255.255.255",
+            "2606:4700::1111",
+            "2a00:1450::8a",
+            "64:ff9b::101:101",
+            "::ffff:1.1.1.1",
+            "2001:4860::8888",
         ] {
             assert_eq!(refused(address.parse().unwrap(), &Ranges::default()), None, "{address}");
         }
@@ -186,10 +205,18 @@ mod tests {
     fn metadata_services_stay_closed_whatever_is_opened() {
         let open = ranges(&["0.0.0.0/0", "::/0"]);
         assert_eq!(refused("10.2.0.1".parse().unwrap(), &open), None);
-        for address in
-            ["169.254.169.254", "169.254.170.2", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "fd00:ec2::254",
-             "100.100.100.200", "168.63.129.16", "192.0.0.192", "fe80::1", "fd20:ce::254"]
-        {
+        for address in [
+            "169.254.169.254",
+            "169.254.170.2",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe",
+            "fd00:ec2::254",
+            "100.100.100.200",
+            "168.63.129.16",
+            "192.0.0.192",
+            "fe80::1",
+            "fd20:ce::254",
+        ] {
             assert!(refused(address.parse().unwrap(), &open).is_some(), "{address}");
         }
     }

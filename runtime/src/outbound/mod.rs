@@ -52,7 +52,7 @@ impl Refused {
     }
 
     /// The refusal within an error of the HTTP client, if that is why it failed.
-    pub fn within(error: &(dyn std::error::Error + 'static)) -> Option<&Self> {
+    pub fn within<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
         std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
     }
 }

@@ -220,9 +220,8 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if self.tries {
-            self.breaker.update(self.epoch, |word| {
-                (word.state == State::HalfOpen).then_some(Word { trying: false, ..word })
-            });
+            self.breaker
+                .update(self.epoch, |word| (word.state == State::HalfOpen).then_some(Word { trying: false, ..word }));
         }
     }
 }

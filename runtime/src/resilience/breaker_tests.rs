@@ -44,7 +44,6 @@ impl Model {
         }
         self.trying = false;
         match (self.state, outcome) {
-            (_, Outcome::Dropped) => {}
             (State::Closed, Outcome::Success) => self.count = 0,
             (State::Closed, Outcome::Failure) => {
                 self.count += 1;
@@ -63,7 +62,7 @@ impl Model {
                 self.enter(State::Open);
                 self.until = now + self.settings.open;
             }
-            (State::Open, _) => {}
+            (State::Open, _) | (_, Outcome::Dropped) => {}
         }
     }
 }
