@@ -31,6 +31,10 @@ enum Command {
     Session(Box<agentapi_runtime::session::SessionArgs>),
     /// Run inside a probe pod: try what a session pod must not reach, and end.
     Probe(agentapi_runtime::probe::ProbeArgs),
+    /// Run inside the pod of a stdio McpConnection: serve a program that speaks over standard input and output by HTTP.
+    McpStdio(agentapi_runtime::mcp_stdio::StdioArgs),
+    /// Copy this program to where a container of another image finds it.
+    Install(agentapi_runtime::mcp_stdio::InstallArgs),
     /// Print the `OpenAPI` document of the API.
     Openapi,
     /// Verify or export an organization's audit log.
@@ -54,6 +58,8 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
         Command::Audit(command) => return Ok(ExitCode::from(audit_cli::run(command).await)),
         Command::Probe(args) => agentapi_runtime::probe::run(&args).await?,
+        Command::McpStdio(args) => agentapi_runtime::mcp_stdio::run(args, shutdown_on_signal()?).await?,
+        Command::Install(args) => agentapi_runtime::mcp_stdio::install(&args.target)?,
         Command::Openapi => {
             let document = router::openapi().to_pretty_json().context("cannot write the OpenAPI document")?;
             writeln!(std::io::stdout(), "{document}").context("cannot print the OpenAPI document")?;

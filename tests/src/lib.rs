@@ -6,7 +6,7 @@ pub mod chaos;
 pub mod chart;
 pub mod cluster;
 pub mod fakemodel;
-pub mod mcp;
+pub mod fastmcp;
 pub mod pg;
 pub mod serve;
 pub mod tenant;

@@ -41,11 +41,7 @@ enum Part {
 pub(crate) fn main(args: &Args) -> Result<()> {
     let wanted = |part| args.only.is_none_or(|only| only == part);
     if wanted(Part::Fast) {
-        debian::ensure(&[
-            ("/usr/lib/postgresql/15/bin/postgres", "postgresql-15"),
-            // FastMCP, which the tests of MCP install for themselves.
-            ("/usr/bin/python3", "python3-venv"),
-        ])?;
+        debian::ensure(&[("/usr/lib/postgresql/15/bin/postgres", "postgresql-15")])?;
     }
     if wanted(Part::Lint) {
         lint()?;
@@ -55,6 +51,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
             ("HELM", cluster::helm()?),
             ("PROMTOOL", debian::unpacked("promtool", "prometheus")?),
             ("AGENTAPI_FUZZ_SECONDS", PathBuf::from(FUZZ_SECONDS)),
+            ("FASTMCP", fastmcp()?),
         ];
         cargo("unit, property, database and API tests", &["test", "--workspace", "--all-targets"], &env)?;
     }
@@ -118,6 +115,35 @@ fn conformance_client() -> Result<PathBuf> {
     Ok(program)
 }
 
+/// The Python of a virtual environment with fastmcp, for MCP servers that are real.
+fn fastmcp() -> Result<PathBuf> {
+    let dir = paths::cache()?.join("fastmcp");
+    let list = paths::repo().join("images/mcp-server/requirements.txt");
+    let (made, python) = (dir.join("requirements.txt"), dir.join("bin/python"));
+    if std::fs::read(&made).ok() != Some(std::fs::read(&list)?) {
+        section("pip install fastmcp", || {
+            debian::ensure(&[("/usr/lib/python3.11/ensurepip/__init__.py", "python3-venv")])?;
+            let log = paths::logs()?.join("fastmcp.log");
+            sh::logged(Command::new("/usr/bin/python3").args(["-m", "venv", "--clear"]).arg(&dir), &log)?;
+            let mut pip = Command::new(&python);
+            pip.args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--only-binary",
+                ":all:",
+                "--require-hashes",
+                "-r",
+            ]);
+            sh::logged(pip.arg(&list), &log)?;
+            std::fs::copy(&list, &made).map(drop).context("cannot note what is installed")
+        })?;
+    }
+    Ok(python)
+}
+
 fn cargo(name: &str, args: &[&str], env: &[(&str, PathBuf)]) -> Result<()> {
     section(name, || {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -159,8 +185,6 @@ enum Bench {
         #[arg(long)]
         max_ratio: Option<f64>,
     },
-    /// What the MCP gateway adds to a call, and what a session costs: real FastMCP and Postgres, no cluster; a minute.
-    Mcp,
 }
 
 /// Runs a benchmark: of sessions against the cluster of `cargo xtask up`, of fairness without one.
@@ -178,10 +202,6 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
                 words.extend(["--max-ratio", ratio]);
             }
             cargo("one organization's flood beside another", &words, &[])
-        }
-        Bench::Mcp => {
-            let words = ["run", "--quiet", "--release", "-p", "agentapi-tests", "--bin", "mcp-bench"];
-            cargo("MCP through the gateway and without it", &words, &[])
         }
     }
 }

