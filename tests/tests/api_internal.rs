@@ -173,3 +173,71 @@ async fn transcripts_have_a_budget_per_session_and_per_organization() -> Result<
     assert!(metrics.contains("agentapi_quota_refusals_total{quota=\"organization.transcriptBytes\"}"), "{metrics}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_learns_the_names_of_its_sessions_connections_and_of_no_others() -> Result<()> {
+    let (platform, replica, acme) = Platform::with_acme(SESSION_POD).await?;
+    let globex = platform.tenant("globex").await?;
+    let (own, other) = (pod(&platform, &replica, &acme).await?, pod(&platform, &replica, &acme).await?);
+    let mut admin = platform.db.connect(&platform.db.admin_url()).await?;
+    let main: Uuid = sqlx::query_scalar("select workspace_id from sessions where id = $1")
+        .bind(own.session.parse::<Uuid>()?)
+        .fetch_one(&mut admin)
+        .await?;
+    let another = Uuid::new_v4();
+    sqlx::query(
+        "insert into workspaces (org_id, id, name, k8s_namespace, agent_type, max_sessions)
+         select org_id, $1, 'another', k8s_namespace, agent_type, 1 from workspaces where id = $2",
+    )
+    .bind(another)
+    .bind(main)
+    .execute(&mut admin)
+    .await?;
+    let mut ids = Vec::new();
+    for (organization, name, workspace) in [
+        (acme.organization.id, "of-all", None),
+        (acme.organization.id, "of-main", Some(main)),
+        (acme.organization.id, "of-another", Some(another)),
+        (globex.organization.id, "of-globex", None),
+    ] {
+        let id = Uuid::new_v4();
+        sqlx::query(
+            "insert into mcp_connections (org_id, id, name, workspace_id, k8s_namespace, origin, transport)
+             values ($1, $2, $3, $4, 'team', 'crd', 'sse')",
+        )
+        .bind(organization)
+        .bind(id)
+        .bind(name)
+        .bind(workspace)
+        .execute(&mut admin)
+        .await?;
+        ids.push(id);
+    }
+    let path = |session: &str| format!("/internal/v1/sessions/{session}/connections");
+    let as_own = replica.internal_api(Some(&own.token), own.address)?;
+    let seen = as_own.get(&path(&own.session)).await?.expect(200)?;
+    let expected = json!([{"id": ids[0], "name": "of-all"}, {"id": ids[1], "name": "of-main"}]);
+    assert_eq!(seen, json!({"connections": expected}));
+
+    expect(&as_own.get(&path(&other.session)).await?, 404, "session-not-found", "another session");
+    let without = replica.internal_api(None, own.address)?;
+    expect(&without.get(&path(&own.session)).await?, 401, "unauthorized", "no token");
+    let user = replica.internal_api(Some(&acme.admin), own.address)?;
+    expect(&user.get(&path(&own.session)).await?, 401, "unauthorized", "a user's token");
+    let claims = SessionClaims {
+        sub: own.session.parse()?,
+        org: acme.organization.slug.clone(),
+        ws: "main".into(),
+        pod: other.name,
+    };
+    let misplaced = platform.tokens.for_session(&claims)?;
+    let misplaced = replica.internal_api(Some(misplaced.expose_secret()), own.address)?;
+    expect(&misplaced.get(&path(&own.session)).await?, 403, "wrong-pod", "another pod's token");
+    assert_eq!(replica.api(Some(&own.token))?.get(&path(&own.session)).await?.status, 404, "not on the public port");
+
+    let api = replica.api(Some(&acme.alice))?;
+    assert_eq!(api.delete(&format!("/v1/sessions/{}", own.session)).await?.status, 204);
+    phase(&api, &own.session, "Ended").await?;
+    expect(&as_own.get(&path(&own.session)).await?, 409, "session-over", "after the end");
+    Ok(())
+}

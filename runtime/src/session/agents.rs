@@ -56,6 +56,9 @@ pub(super) struct AgentProfile {
     /// How a conversation goes on after the process was restarted.
     #[serde(default)]
     pub resume: Option<Resume>,
+    /// Arguments that name a file with MCP servers, `{{file}}`. None: the agent is not told about any.
+    #[serde(default)]
+    pub mcp: Vec<String>,
     /// Environment defaults; what the pod or the claim sets wins.
     #[serde(default)]
     pub env: BTreeMap<String, String>,

@@ -50,6 +50,7 @@ impl Host {
             self.changes.send_modify(|count| *count += 1);
             differs
         };
+        let needs_restart = self.load_connections().await || needs_restart;
         tracing::info!(session = claim.session_id, needs_restart, "claimed");
         if needs_restart {
             // A pod without an agent is of no use to anybody: the container ends and starts again.

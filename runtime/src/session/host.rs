@@ -20,6 +20,7 @@ use super::{
     config::SessionConfig,
     events::{Body, Hub, Status, Subscription},
     format::Look,
+    mcp::Mcp,
     messages::{Conversation, Message},
     pty::{AgentProcess, Command, Exit, PtyError},
     reap,
@@ -82,6 +83,7 @@ pub(super) struct Host {
     pub(super) claiming: tokio::sync::Mutex<()>,
     saving: tokio::sync::Mutex<()>,
     failure: watch::Sender<Option<Exit>>,
+    pub(super) mcp: Mcp,
     pub(super) state_dir: StateDir,
 }
 
@@ -150,6 +152,7 @@ impl Host {
             claiming: tokio::sync::Mutex::new(()),
             saving: tokio::sync::Mutex::new(()),
             failure: watch::Sender::new(None),
+            mcp: Mcp::default(),
             state_dir,
             config,
         }))
@@ -157,6 +160,7 @@ impl Host {
 
     /// Starts the agent.
     pub(super) async fn begin(self: &Arc<Self>) -> Result<(), StartError> {
+        self.load_connections().await;
         self.start_agent().await?;
         self.persist().await;
         self.spawn_initial_prompt();
@@ -303,9 +307,9 @@ impl Host {
             reap::end_leftovers(self.hub.epoch()).await;
         }
         let mark = (reap::MARK.to_owned(), self.hub.epoch().to_owned());
-        let (config, profile, dirty) = (self.config.clone(), self.profile.clone(), Arc::clone(&self.dirty));
+        let (host, dirty) = (Arc::clone(self), Arc::clone(&self.dirty));
         let (process, resume) =
-            tokio::task::spawn_blocking(move || prepare_and_start(&config, &profile, &env, may_resume, mark, dirty))
+            tokio::task::spawn_blocking(move || prepare_and_start(&host, &env, may_resume, mark, dirty))
                 .await
                 .map_err(|_| StartError::Interrupted)??;
         let process = Arc::new(process);
@@ -351,18 +355,19 @@ impl Host {
 }
 
 fn prepare_and_start(
-    config: &SessionConfig,
-    profile: &AgentProfile,
+    host: &Host,
     claim_env: &BTreeMap<String, String>,
     may_resume: bool,
     mark: (String, String),
     dirty: Arc<Notify>,
 ) -> Result<(AgentProcess, Resume), StartError> {
+    let (config, profile) = (&host.config, &host.profile);
     let mut env = seed::environment(profile, &config.env, claim_env);
     env.extend([mark]);
     let seeder = Seeder { home: &config.home, workdir: &config.workdir, env: &env };
     seeder.seed(profile)?;
     let mut argv = config.command.clone().unwrap_or_else(|| profile.command.clone());
+    argv.extend(host.mcp.prepare(&profile.mcp, &config.state_dir)?);
     let mut asked = Resume::Allowed;
     if let Some(resume) = &profile.resume
         && may_resume

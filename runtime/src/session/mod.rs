@@ -12,6 +12,7 @@ mod format;
 mod fuzz;
 mod host;
 mod http;
+mod mcp;
 mod messages;
 mod pty;
 mod reap;
@@ -74,6 +75,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The relay to MCP servers.
+    #[error("cannot listen on the loopback address for the agent's MCP servers: {0}")]
+    Relay(std::io::Error),
     /// The agent has ended by itself; the kubelet restarts the container.
     #[error("the agent ended with code {code}{}", signal.as_ref().map(|s| format!(" ({s})")).unwrap_or_default())]
     AgentExited {
@@ -123,6 +127,7 @@ async fn serve(config: SessionConfig, shutdown: CancellationToken) -> Result<(),
         async move { axum::serve(listener, app).with_graceful_shutdown(serving.cancelled_owned()).await }
     });
     tracing::info!(address = %local, agent = host.agent_type(), "session host is listening");
+    mcp::serve_relay(&host, serving.clone()).await.map_err(Error::Relay)?;
     host.begin().await?;
 
     let mut failure = host.failure();

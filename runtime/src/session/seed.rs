@@ -13,8 +13,8 @@ use super::agents::{AgentProfile, Resume, SeedFile};
 #[derive(Debug, thiserror::Error)]
 #[error("cannot prepare {path} for the agent: {source}; the home and work folders must be writable")]
 pub struct SeedError {
-    path: String,
-    source: io::Error,
+    pub(super) path: String,
+    pub(super) source: io::Error,
 }
 
 /// Values for the templates in agent files.

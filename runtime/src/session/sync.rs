@@ -98,7 +98,7 @@ impl Pusher {
 
 /// The runtime knows a pod by its address. A pod has one; a host on the loopback network, where a machine has many,
 /// speaks from the one that it listens on.
-fn own_address(host: &Host) -> Option<IpAddr> {
+pub(super) fn own_address(host: &Host) -> Option<IpAddr> {
     let runtime = host.config.runtime_url.as_ref()?.host_str()?.parse::<IpAddr>().ok()?;
     Some(host.config.listen.ip()).filter(|own| own.is_loopback() && runtime.is_loopback())
 }

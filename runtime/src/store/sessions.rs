@@ -181,6 +181,16 @@ impl TenantTx {
         row.as_ref().map(Session::from_row).transpose()
     }
 
+    /// Ids and names of the MCP connections that a session's agent has: of its workspace, and of the whole organization.
+    pub async fn session_connections(&mut self, id: Uuid) -> Result<Vec<(Uuid, String)>, StoreError> {
+        let rows = sqlx::query_as(
+            "select c.id, c.name from sessions s join mcp_connections c on c.org_id = s.org_id
+             where s.id = $1 and (c.workspace_id is null or c.workspace_id = s.workspace_id)
+             order by c.name, c.id limit 256",
+        );
+        Ok(rows.bind(id).fetch_all(&mut *self.tx).await?)
+    }
+
     /// Newest first.
     pub async fn sessions(&mut self, filter: &SessionFilter<'_>) -> Result<Vec<Session>, StoreError> {
         let rows = sqlx::query(select_session!(

@@ -3,4 +3,5 @@
 
 mod conversation;
 mod lifecycle;
+mod mcp;
 mod support;

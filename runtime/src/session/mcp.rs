@@ -1,0 +1,273 @@
+//! MCP servers for the agent: which connections its session has, asked of the runtime; a configuration that names a
+//! relay on the loopback address for each; and the relay, which adds the session's token. So neither that token nor any
+//! credential of a server is in a file, the environment or the arguments of the agent.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{DefaultBodyLimit, Path as Segment, State},
+    http::{HeaderMap, HeaderName, Method, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::any,
+};
+use backon::{ExponentialBuilder, Retryable};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{host::Host, seed::SeedError, sync};
+
+/// Asking for the connections takes no longer, all attempts together: a claim is waiting.
+const ASK: Duration = Duration::from_secs(6);
+/// One attempt.
+const ATTEMPT: Duration = Duration::from_secs(2);
+/// Making a connection to the runtime.
+const CONNECT: Duration = Duration::from_secs(5);
+/// A message of the agent is not longer.
+const MAX_BODY: usize = 8 * 1024 * 1024;
+/// What belongs to the protocol and is passed on, in both directions.
+const PASSED: [HeaderName; 6] = [
+    header::ACCEPT,
+    header::CONTENT_TYPE,
+    header::RETRY_AFTER,
+    HeaderName::from_static("mcp-session-id"),
+    HeaderName::from_static("mcp-protocol-version"),
+    HeaderName::from_static("last-event-id"),
+];
+
+/// A connection of the session.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+pub(super) struct Connection {
+    id: Uuid,
+    name: String,
+}
+
+/// What the host knows of its session's connections.
+#[derive(Default)]
+pub(super) struct Mcp {
+    relay: OnceLock<SocketAddr>,
+    connections: Mutex<Vec<Connection>>,
+}
+
+enum AskError {
+    /// It can't be told now.
+    Passing(String),
+    /// It makes no sense to ask again.
+    Final(String),
+}
+
+impl Mcp {
+    /// Keeps the connections; says whether an agent has to be started again to know them.
+    fn keep(&self, connections: Vec<Connection>) -> bool {
+        let mut known = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let differs = *known != connections;
+        *known = connections;
+        differs
+    }
+
+    /// The configuration in Claude's format, which others read too; `None` when there is nothing to configure.
+    fn configuration(&self) -> Option<Value> {
+        let relay = self.relay.get()?;
+        let known = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut servers = BTreeMap::new();
+        for connection in known.iter() {
+            let server = json!({"type": "http", "url": format!("http://{relay}/mcp/{}", connection.id)});
+            let name = tool_prefix(&connection.name);
+            // Two namespaces of an organization may use one name.
+            let name = if servers.contains_key(&name) { format!("{name}-{}", connection.id.simple()) } else { name };
+            servers.insert(name, server);
+        }
+        (!servers.is_empty()).then(|| json!({ "mcpServers": servers }))
+    }
+
+    /// Writes the configuration for the next agent process. `arguments` have `{{file}}` for its path.
+    pub(super) fn prepare(&self, arguments: &[String], folder: &Path) -> Result<Vec<String>, SeedError> {
+        let Some(configuration) = self.configuration().filter(|_| !arguments.is_empty()) else { return Ok(Vec::new()) };
+        let path = folder.join("mcp.json");
+        let file = path.display().to_string();
+        super::state::write_atomically(&path, configuration.to_string().as_bytes())
+            .map_err(|source| SeedError { path: file.clone(), source })?;
+        Ok(arguments.iter().map(|argument| argument.replace("{{file}}", &file)).collect())
+    }
+}
+
+/// Agents make names of tools from it, such as `mcp__github__search`.
+fn tool_prefix(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '_' }).collect()
+}
+
+impl Host {
+    /// Asks the runtime for the session's connections; says whether an agent that runs does not know them. An agent
+    /// without its tools is better than none, so what can't be had is logged and left out.
+    pub(super) async fn load_connections(&self) -> bool {
+        if self.profile.mcp.is_empty() || self.mcp.relay.get().is_none() {
+            return false;
+        }
+        let Some(url) = self.list_url() else { return false };
+        let client = match client(self) {
+            Ok(client) => client,
+            Err(error) => {
+                tracing::error!(%error, "the session's MCP connections cannot be asked for");
+                return false;
+            }
+        };
+        let backoff = ExponentialBuilder::default().with_min_delay(Duration::from_millis(100)).without_max_times();
+        let ask =
+            (|| self.ask(&client, url.clone())).retry(backoff).when(|error| matches!(error, AskError::Passing(_)));
+        let why = match tokio::time::timeout(ASK, ask).await {
+            Ok(Ok(connections)) => return self.mcp.keep(connections),
+            Ok(Err(AskError::Final(why) | AskError::Passing(why))) => why,
+            Err(_) => format!("no answer within {} s", ASK.as_secs()),
+        };
+        tracing::warn!(why, "the agent starts without its MCP servers");
+        false
+    }
+
+    async fn ask(&self, client: &reqwest::Client, url: url::Url) -> Result<Vec<Connection>, AskError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            connections: Vec<Connection>,
+        }
+        let token = self.token().ok_or_else(|| AskError::Final("the session has no token".to_owned()))?;
+        let call = client.get(url).bearer_auth(token.expose_secret()).timeout(ATTEMPT).send().await;
+        let response = call.map_err(|error| AskError::Passing(error.without_url().to_string()))?;
+        match response.status() {
+            StatusCode::OK => {
+                let answer: Answer =
+                    response.json().await.map_err(|error| AskError::Passing(error.without_url().to_string()))?;
+                Ok(answer.connections)
+            }
+            status if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
+                Err(AskError::Passing(format!("the runtime answered {status}")))
+            }
+            StatusCode::UNAUTHORIZED if self.reload_token() => {
+                Err(AskError::Passing("the token is renewed".to_owned()))
+            }
+            status => Err(AskError::Final(format!("the runtime answered {status}"))),
+        }
+    }
+
+    fn token(&self) -> Option<SecretString> {
+        self.lock().token.clone()
+    }
+
+    /// Where the runtime tells the connections of this session.
+    fn list_url(&self) -> Option<url::Url> {
+        let mut url = self.config.runtime_url.clone()?;
+        let session = self.session_id()?;
+        url.path_segments_mut().ok()?.pop_if_empty().extend(["internal", "v1", "sessions", &session, "connections"]);
+        Some(url)
+    }
+}
+
+/// Straight to the runtime, as for the transcript; streams have no end that could be waited for.
+fn client(host: &Host) -> reqwest::Result<reqwest::Client> {
+    let builder = reqwest::Client::builder().connect_timeout(CONNECT).no_proxy().local_address(sync::own_address(host));
+    builder.redirect(reqwest::redirect::Policy::none()).build()
+}
+
+/// Opens the relay; the agent finds it in its configuration. Without a runtime or an agent that knows MCP there is none.
+pub(super) async fn serve_relay(host: &Arc<Host>, stop: CancellationToken) -> std::io::Result<()> {
+    if host.profile.mcp.is_empty() || host.config.runtime_url.is_none() {
+        return Ok(());
+    }
+    let listener = TcpListener::bind((IpAddr::V4(Ipv4Addr::LOCALHOST), 0)).await?;
+    let _ = host.mcp.relay.set(listener.local_addr()?);
+    let client = client(host).map_err(std::io::Error::other)?;
+    let router = Router::new()
+        .route("/mcp/{connection}", any(relay))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state((Arc::clone(host), client));
+    tokio::spawn(async move { axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await });
+    Ok(())
+}
+
+/// One request of the agent to the gateway.
+async fn relay(
+    State((host, client)): State<(Arc<Host>, reqwest::Client)>,
+    Segment(connection): Segment<Uuid>,
+    method: Method,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    // A page in a browser of the agent has no business here, whatever name it calls this address by.
+    if headers.contains_key(header::ORIGIN) {
+        return (StatusCode::FORBIDDEN, "this is for the agent, and not for web pages").into_response();
+    }
+    if ![Method::POST, Method::GET, Method::DELETE].contains(&method) {
+        return StatusCode::METHOD_NOT_ALLOWED.into_response();
+    }
+    let Some(mut url) = host.config.runtime_url.clone() else { return StatusCode::NOT_FOUND.into_response() };
+    if let Ok(mut segments) = url.path_segments_mut() {
+        segments.pop_if_empty().extend(["v1", "mcp", "gateway", &connection.to_string()]);
+    }
+    let mut renewed = false;
+    loop {
+        let Some(token) = host.token() else {
+            return (StatusCode::SERVICE_UNAVAILABLE, "this pod has no session yet").into_response();
+        };
+        let mut request = client.request(method.clone(), url.clone()).bearer_auth(token.expose_secret());
+        for name in PASSED.iter().filter(|name| headers.contains_key(*name)) {
+            request = request.header(name, &headers[name]);
+        }
+        let answer = match request.body(body.clone()).send().await {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::warn!(error = %error.without_url(), "the runtime cannot be reached for a call to an MCP server");
+                return (StatusCode::BAD_GATEWAY, "the AgentAPI runtime cannot be reached; try again").into_response();
+            }
+        };
+        if answer.status() == StatusCode::UNAUTHORIZED && !renewed && host.reload_token() {
+            renewed = true;
+            continue;
+        }
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = answer.status();
+        for name in PASSED {
+            if let Some(value) = answer.headers().get(&name) {
+                response.headers_mut().insert(name, value.clone());
+            }
+        }
+        *response.body_mut() = Body::from_stream(answer.bytes_stream());
+        return response;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    fn connection(number: u128, name: &str) -> Connection {
+        Connection { id: Uuid::from_u128(number), name: name.to_owned() }
+    }
+
+    #[test]
+    fn the_configuration_names_the_relay_and_nothing_secret() {
+        let mcp = Mcp::default();
+        let folder = tempfile::tempdir().unwrap();
+        let arguments = ["--mcp-config={{file}}".to_owned()];
+        assert!(mcp.keep(vec![connection(1, "github"), connection(2, "my tracker"), connection(3, "github")]));
+        assert!(mcp.prepare(&arguments, folder.path()).unwrap().is_empty(), "there is no relay");
+        mcp.relay.set("127.0.0.1:4567".parse().unwrap()).unwrap();
+        let file = folder.path().join("mcp.json");
+        assert_eq!(mcp.prepare(&arguments, folder.path()).unwrap(), [format!("--mcp-config={}", file.display())]);
+        let written: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        let url = |number: u128| json!({"type": "http", "url": format!("http://127.0.0.1:4567/mcp/{}", Uuid::from_u128(number))});
+        let again = format!("github-{}", Uuid::from_u128(3).simple());
+        assert_eq!(written, json!({"mcpServers": {"github": url(1), "my_tracker": url(2), again: url(3)}}));
+        assert!(!mcp.keep(vec![connection(1, "github"), connection(2, "my tracker"), connection(3, "github")]));
+        assert!(mcp.keep(Vec::new()) && mcp.prepare(&arguments, folder.path()).unwrap().is_empty());
+    }
+}
