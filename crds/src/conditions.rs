@@ -13,6 +13,12 @@ pub const DATABASE_READY: &str = "DatabaseReady";
 pub const ISOLATION_VERIFIED: &str = "IsolationVerified";
 /// Everything that the Workspace wants to reach may be reached.
 pub const EGRESS_ALLOWED: &str = "EgressAllowed";
+/// The server of an `McpConnection` lets the runtime in.
+pub const AUTHORIZED: &str = "Authorized";
+/// The circuit breaker of an `McpConnection` lets calls through.
+pub const BREAKER_CLOSED: &str = "BreakerClosed";
+/// The tools of an `McpConnection` are those that were pinned.
+pub const TOOLS_PINNED: &str = "ToolsPinned";
 
 /// Reasons; each is the `reason` of a condition above.
 pub mod reason {
@@ -58,6 +64,40 @@ pub mod reason {
     pub const ISOLATION_UNKNOWN: &str = "IsolationUnknown";
     /// A rule of `spec.egress` is not allowed; the message says which and why. The others are in force.
     pub const EGRESS_NOT_ALLOWED: &str = "EgressNotAllowed";
+    /// Nobody has looked at the server for a long time.
+    pub const PROBE_OVERDUE: &str = "ProbeOverdue";
+    /// The pod that runs the server's program is not ready; the message says why.
+    pub const SERVER_NOT_READY: &str = "ServerNotReady";
+    /// The server can't be reached, or it fails.
+    pub const UNREACHABLE: &str = "Unreachable";
+    /// The server's address is one that tenants may not name.
+    pub const ADDRESS_REFUSED: &str = "AddressRefused";
+    /// The server speaks no MCP that we understand.
+    pub const PROTOCOL_ERROR: &str = "ProtocolError";
+    /// The server wants credentials that are missing, or that it refuses.
+    pub const NEEDS_CREDENTIALS: &str = "NeedsCredentials";
+    /// Nobody has consented yet.
+    pub const NEEDS_CONSENT: &str = "NeedsConsent";
+    /// The consent ends soon and can't be renewed without a person.
+    pub const EXPIRING: &str = "Expiring";
+    /// The consent was taken back.
+    pub const REVOKED: &str = "Revoked";
+    /// The server lets the runtime in.
+    pub const AUTHORIZED: &str = "Authorized";
+    /// The connection has no `auth`.
+    pub const NO_AUTHENTICATION: &str = "NoAuthentication";
+    /// Calls go through.
+    pub const BREAKER_CLOSED: &str = "BreakerClosed";
+    /// Calls are refused until the server has had a rest.
+    pub const BREAKER_OPEN: &str = "BreakerOpen";
+    /// A few calls go through to see whether the server is well again.
+    pub const BREAKER_HALF_OPEN: &str = "BreakerHalfOpen";
+    /// The tools are those that were pinned.
+    pub const TOOLS_PINNED: &str = "ToolsPinned";
+    /// `tools.pin` is off.
+    pub const NOT_PINNED: &str = "NotPinned";
+    /// Tools are not what they were when they were pinned; the connection is in quarantine.
+    pub const TOOLS_CHANGED: &str = "ToolsChanged";
     /// The object is being deleted; the message says what is left.
     pub const DELETING: &str = "Deleting";
 }

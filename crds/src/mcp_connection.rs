@@ -1,5 +1,7 @@
 //! `McpConnection`: one server of the Model Context Protocol that an organization's agents may use.
 use crate::common::{Condition, EnvVar, OrganizationRef, SecretKeyRef, WorkspaceRef};
+use crate::workspace::EgressRule;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,9 +20,14 @@ use serde::{Deserialize, Serialize};
     derive = "PartialEq",
     doc = "McpConnection is one Model Context Protocol server that an Organization's agents may use through the AgentAPI.",
     printcolumn(name = "Organization", type_ = "string", json_path = ".spec.organizationRef.name"),
-    printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type==\"Accepted\")].status"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Authorized", type_ = "string", json_path = ".status.conditions[?(@.type==\"Authorized\")].reason"),
+    printcolumn(name = "Breaker", type_ = "string", json_path = ".status.conditions[?(@.type==\"BreakerClosed\")].reason"),
+    printcolumn(name = "Tools", type_ = "integer", json_path = ".status.toolCount"),
+    printcolumn(name = "Pinned", type_ = "string", json_path = ".status.conditions[?(@.type==\"ToolsPinned\")].reason", priority = "1"),
+    printcolumn(name = "Protocol", type_ = "string", json_path = ".status.protocolVersion", priority = "1"),
+    printcolumn(name = "Probed", type_ = "date", json_path = ".status.lastProbe", priority = "1"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = ("self.metadata.name.matches('^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$')", "an McpConnection's name is 1 to 40 characters of a-z, 0-9 and -, starting with a letter, for example github")
@@ -93,6 +100,15 @@ pub struct StdioTransport {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub env: Vec<EnvVar>,
+    /// Secrets in the tenant namespace whose keys become environment of the command, such as an API key.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
+    #[x_kube(validation = ("self.all(s, !s.startsWith('agentapi-') && !s.endsWith('-session'))", "Secrets that start with agentapi- or end in -session belong to the operator and to sessions; put the program's credentials into a Secret of your own"))]
+    pub secret_refs: Vec<String>,
+    /// What the program may connect to, as far as the Organization's `allowedEgress` goes. Left out: nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub egress: Vec<EgressRule>,
 }
 
 /// How a server is authenticated to; at most one field is set.
@@ -260,8 +276,41 @@ pub struct McpConnectionStatus {
     /// Id of the connection in Postgres and in the API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection_id: Option<String>,
-    /// Accepted, Ready.
+    /// Version of the protocol that the server speaks with us.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol_version: Option<String>,
+    /// When the runtime looked at the server and found what this status says. Later looks that found the same are not
+    /// written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_probe: Option<Time>,
+    /// How many tools the server has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_count: Option<i32>,
+    /// The server's tools, the first 256 of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub tools: Vec<ToolStatus>,
+    /// Accepted, Ready, Authorized, BreakerClosed, ToolsPinned, and EgressAllowed with stdio.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// A tool of a server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
+pub struct ToolStatus {
+    /// Its name.
+    pub name: String,
+    /// Digest of its definition: name, description and schemas.
+    pub digest: String,
+}
+
+impl McpConnectionSpec {
+    /// Secrets of the tenant namespace that the runtime reads for this connection.
+    pub fn secrets_of_runtime(&self) -> impl Iterator<Item = &str> {
+        let McpAuth { none: _, bearer, api_key, oauth } = &self.auth;
+        let keys = [bearer.as_ref().map(|it| &it.secret_ref), api_key.as_ref().map(|it| &it.secret_ref)];
+        let client = oauth.as_ref().and_then(|it| it.client_secret_ref.as_deref());
+        keys.into_iter().flatten().map(|key| key.name.as_str()).chain(client)
+    }
 }

@@ -25,6 +25,12 @@ pub const LABEL_ORGANIZATION: &str = "agentapi.dev/organization";
 pub const LABEL_WORKSPACE: &str = "agentapi.dev/workspace";
 /// Namespace of the Workspace that an object belongs to.
 pub const LABEL_WORKSPACE_NAMESPACE: &str = "agentapi.dev/workspace-namespace";
+/// `app.kubernetes.io/component` of pods that run the program of a stdio `McpConnection`.
+pub const COMPONENT_MCP_SERVER: &str = "mcp-server";
+/// Name of the `McpConnection` that an object belongs to.
+pub const LABEL_MCP_CONNECTION: &str = "agentapi.dev/mcp-connection";
+/// Namespace of the `McpConnection` that an object belongs to.
+pub const LABEL_MCP_CONNECTION_NAMESPACE: &str = "agentapi.dev/mcp-connection-namespace";
 /// Id (`UUIDv7`) of the session that a pod serves.
 pub const LABEL_SESSION: &str = "agentapi.dev/session";
 /// How a session pod came to be: [`POOL_WARM`], [`POOL_CLAIMED`] or [`POOL_COLD`].
@@ -76,6 +82,8 @@ pub const SESSION_SERVICE_ACCOUNT: &str = "session";
 pub const RUNTIME_TENANT_CLUSTER_ROLE: &str = "agentapi-runtime-tenant";
 /// `ClusterRole` that the operator binds to itself in each tenant namespace.
 pub const OPERATOR_TENANT_CLUSTER_ROLE: &str = "agentapi-operator-tenant";
+/// `Role` in each tenant namespace: the Secrets that `McpConnections` name, for the runtime to get; and its binding.
+pub const RUNTIME_MCP_ROLE: &str = "agentapi-runtime-mcp";
 
 /// Secret in the system namespace with the key pair that signs session tokens.
 pub const SECRET_SESSION_SIGNING: &str = "agentapi-session-signing";

@@ -55,6 +55,10 @@ pub struct OrganizationSpec {
     #[schemars(length(max = 64))]
     pub allowed_egress: Option<Vec<EgressRule>>,
 
+    /// What the organization's connections to MCP servers may reach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mcp: Option<McpSettings>,
+
     /// When this Organization is deleted: seconds for which its sessions may go on, while new ones are refused.
     #[serde(default = "default_drain")]
     #[schemars(range(min = 0, max = 86400))]
@@ -63,6 +67,19 @@ pub struct OrganizationSpec {
     /// What deleting this Organization does to its rows in Postgres. The namespace is always deleted and the audit log always stays.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
+}
+
+/// Settings of the Model Context Protocol for an Organization.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct McpSettings {
+    /// Private ranges of addresses whose MCP servers and OAuth providers the runtime connects to for this Organization.
+    /// Left out: public addresses only. Metadata services stay closed, whatever is opened here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 64)))]
+    #[x_kube(validation = ("self.all(range, isCIDR(range))", "allowPrivateRanges are ranges of IP addresses, for example 10.20.0.0/16"))]
+    #[x_kube(validation = ("self.all(range, !isCIDR(range) || !['127.0.0.0/8', '169.254.0.0/16', '::1/128', 'fe80::/10'].exists(closed, cidr(closed).containsCIDR(range)))", "allowPrivateRanges can't open loopback and link-local addresses: they are the runtime's own and those of metadata services"))]
+    pub allow_private_ranges: Vec<String>,
 }
 
 /// Who may refer to an Organization; a namespace is admitted when its name is listed or its labels match.
@@ -116,6 +133,10 @@ pub struct Quota {
     #[serde(default = "default_sessions")]
     #[schemars(range(min = 0, max = 10000))]
     pub sessions: i32,
+    /// Programs of stdio McpConnections at the same time.
+    #[serde(default = "default_mcp_servers")]
+    #[schemars(range(min = 0, max = 100))]
+    pub mcp_servers: i32,
     /// CPU limit of all session pods together.
     #[serde(default = "default_cpu")]
     #[x_kube(validation = ("isQuantity(string(self)) && !quantity(string(self)).isLessThan(quantity('0'))", "cpu is a quantity that is not negative, for example 8"))]
@@ -160,6 +181,7 @@ impl Default for Quota {
         Self {
             workspaces: default_workspaces(),
             sessions: default_sessions(),
+            mcp_servers: default_mcp_servers(),
             cpu: default_cpu(),
             memory: default_memory(),
             storage: default_storage(),
@@ -178,6 +200,9 @@ fn default_workspaces() -> i32 {
 }
 fn default_sessions() -> i32 {
     20
+}
+fn default_mcp_servers() -> i32 {
+    5
 }
 fn default_cpu() -> Quantity {
     Quantity("20".into())

@@ -33,7 +33,8 @@ pub struct Config {
     /// Seconds between two probe pods of an Organization.
     #[arg(long, env = "ISOLATION_POD_PERIOD_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=86400))]
     pub isolation_pod_period_seconds: u32,
-    /// Image of probe pods, with `agentapi-runtime` in it. Without it, no probe pods run.
+    /// Image with `agentapi-runtime` in it, of probe pods and of the init container of stdio MCP servers. Without it,
+    /// neither runs.
     #[arg(long, env = "PROBE_IMAGE")]
     pub probe_image: Option<String>,
     /// Ranges of pods, Services and nodes, which no Workspace may open; added to what the cluster tells about itself.
@@ -60,6 +61,9 @@ pub struct Config {
     /// Seconds between two signed checkpoints of an audit log that goes on; a silent one needs none.
     #[arg(long, env = "AUDIT_CHECKPOINT_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub audit_checkpoint_seconds: u32,
+    /// Seconds between two looks of the runtime at an MCP server.
+    #[arg(long, env = "MCP_PROBE_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub mcp_probe_seconds: u32,
     /// Address of the probes and metrics.
     #[arg(long, env = "LISTEN", default_value = "0.0.0.0:8081")]
     pub listen: SocketAddr,
@@ -85,6 +89,11 @@ impl Config {
     pub fn runtime_url(&self) -> String {
         let service = || format!("http://{}.{}.svc.cluster.local", names::RUNTIME, self.system_namespace);
         self.runtime_url.clone().unwrap_or_else(service)
+    }
+
+    /// After this time, what the runtime observed of an MCP server says nothing any more: five looks were missed.
+    pub fn mcp_stale_after(&self) -> Duration {
+        Duration::from_secs(5 * u64::from(self.mcp_probe_seconds.max(60)))
     }
 
     /// How long a leader may be silent.

@@ -78,6 +78,9 @@ impl Triggers {
             Owner::Workspace(namespace, name) => {
                 let _ = self.workspaces.unbounded_send(ObjectRef::new(&name).within(&namespace));
             }
+            Owner::Connection(namespace, name) => {
+                let _ = self.connections.unbounded_send(ObjectRef::new(&name).within(&namespace));
+            }
         }
     }
 }

@@ -21,13 +21,18 @@ pub enum Owner {
     Organization(String),
     /// The Workspace of this namespace and name.
     Workspace(String, String),
+    /// The `McpConnection` of this namespace and name.
+    Connection(String, String),
 }
 
 /// The owner that the labels name.
 pub fn owner(meta: &ObjectMeta) -> Option<Owner> {
     let label = |key: &str| meta.labels.as_ref().and_then(|labels| labels.get(key)).cloned();
-    match (label(names::LABEL_WORKSPACE_NAMESPACE), label(names::LABEL_WORKSPACE)) {
-        (Some(namespace), Some(name)) => Some(Owner::Workspace(namespace, name)),
+    if let (Some(namespace), Some(name)) = (label(names::LABEL_WORKSPACE_NAMESPACE), label(names::LABEL_WORKSPACE)) {
+        return Some(Owner::Workspace(namespace, name));
+    }
+    match (label(names::LABEL_MCP_CONNECTION_NAMESPACE), label(names::LABEL_MCP_CONNECTION)) {
+        (Some(namespace), Some(name)) => Some(Owner::Connection(namespace, name)),
         _ => label(names::LABEL_ORGANIZATION).map(Owner::Organization),
     }
 }
@@ -185,5 +190,14 @@ mod tests {
         labels.insert(names::LABEL_WORKSPACE.into(), "web".into());
         labels.insert(names::LABEL_WORKSPACE_NAMESPACE.into(), "team-a".into());
         assert_eq!(owner(&meta), Some(Owner::Workspace("team-a".into(), "web".into())));
+    }
+
+    #[test]
+    fn so_is_a_connection() {
+        let mut meta = object("a", "acme", 1).metadata;
+        let labels = meta.labels.get_or_insert_default();
+        labels.insert(names::LABEL_MCP_CONNECTION.into(), "files".into());
+        labels.insert(names::LABEL_MCP_CONNECTION_NAMESPACE.into(), "team-a".into());
+        assert_eq!(owner(&meta), Some(Owner::Connection("team-a".into(), "files".into())));
     }
 }

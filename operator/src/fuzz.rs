@@ -139,7 +139,7 @@ fn specs() {
             behaviour |= 1 | (wanted.len() as u64 % 8) << 8;
         }
         if let Some(found) = object::<McpConnection>("McpConnection", input) {
-            let verdict = mcp_connection::validate::validate(&found, Ok(workspace::tests::tenancy()), None);
+            let verdict = mcp_connection::validate::validate(&found, Ok(workspace::tests::tenancy()), None, []);
             behaviour |= 2 | u64::from(verdict.is_ok()) << 2;
         }
         if let Some(found) = object::<PromptPolicy>("PromptPolicy", input) {

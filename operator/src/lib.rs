@@ -20,6 +20,7 @@ pub mod keys;
 pub mod lease;
 pub mod metrics;
 pub mod migrate;
+pub mod observations;
 pub mod quantity;
 pub mod receipt;
 pub mod records;

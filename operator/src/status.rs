@@ -86,7 +86,8 @@ pub fn transitions<'a>(old: &[Condition], new: &'a [Condition]) -> Vec<&'a Condi
 /// Something to look at, and not just work that is under way?
 pub fn is_worrying(condition: &Condition) -> bool {
     condition.status == "False"
-        && ![reason::PROGRESSING, reason::ORGANIZATION_NOT_READY, reason::DELETING].contains(&condition.reason.as_str())
+        && ![reason::PROGRESSING, reason::ORGANIZATION_NOT_READY, reason::DELETING, reason::NOT_PINNED]
+            .contains(&condition.reason.as_str())
 }
 
 #[cfg(test)]

@@ -183,3 +183,40 @@ fn the_operators_token_binds_only_the_tenants_roles_and_only_to_our_accounts() {
     cluster_wide["metadata"] = json!({ "name": "attack" });
     operator.refused_object(CREATE, &cluster_wide);
 }
+
+#[test]
+fn the_operators_token_gives_the_runtime_named_secrets_of_a_tenant_and_nothing_else() {
+    let operator = Thief::of("agentapi-operator");
+    let role = |namespace: &str, name: &str, rules: Value| {
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "Role",
+            "metadata": { "name": name, "namespace": namespace },
+            "rules": rules,
+        })
+    };
+    let get = |names: Value| json!([{ "apiGroups": [""], "resources": ["secrets"], "resourceNames": names, "verbs": ["get"] }]);
+    let ours = "agentapi-runtime-mcp";
+    operator.allowed(PATCH, &role(TENANT, ours, get(json!(["github-app"]))));
+    operator.allowed(PATCH, &role(TENANT, ours, json!([])));
+    let bent = |key: &str, value: Value| {
+        let mut rules = get(json!(["github-app"]));
+        rules[0][key] = value;
+        role(TENANT, ours, rules)
+    };
+    for attack in [
+        role(TENANT, ours, get(json!([SECRET_DATA_KEY]))),
+        role(TENANT, ours, get(json!([SECRET_DATABASE]))),
+        role(TENANT, ours, get(json!(["w-web-1-session"]))),
+        role(TENANT, ours, get(json!([]))),
+        role(TENANT, "another", get(json!(["github-app"]))),
+        role("team-acme", ours, get(json!(["github-app"]))),
+        role(SYSTEM_NAMESPACE, ours, get(json!(["github-app"]))),
+        bent("verbs", json!(["get", "list"])),
+        bent("verbs", json!(["*"])),
+        bent("resources", json!(["secrets", "configmaps"])),
+        bent("apiGroups", json!(["*"])),
+    ] {
+        operator.refused_object(PATCH, &attack);
+    }
+}

@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::time::Duration;
 
 /// Everything in a tenant namespace that the operator owns.
-const OWNED: [(&str, &str); 12] = [
+const OWNED: [(&str, &str); 14] = [
     ("networkpolicy", "default-deny"),
     ("networkpolicy", "session-traffic"),
     ("networkpolicy", "ws-web"),
@@ -23,6 +23,8 @@ const OWNED: [(&str, &str); 12] = [
     ("podtemplate", "ws-web"),
     ("rolebinding", "agentapi-operator-tenant"),
     ("rolebinding", "agentapi-runtime-tenant"),
+    ("role", "agentapi-runtime-mcp"),
+    ("rolebinding", "agentapi-runtime-mcp"),
 ];
 
 #[tokio::test]

@@ -76,6 +76,7 @@ pub async fn run(context: Arc<Context>, queues: Queues, stop: CancellationToken)
     ));
     tasks.spawn(database::watch(context.clone(), stop.clone()));
     tasks.spawn(crate::checkpoints::watch(context.clone(), stop.clone()));
+    tasks.spawn(crate::observations::watch(context.clone(), stop.clone()));
     tasks.spawn(crate::usage::watch(context.clone(), stop.clone()));
     tasks.spawn(keys::watch(context.clone(), stop.clone()));
     tasks.spawn(crate::isolation::watch(context.clone(), stop.clone()));

@@ -50,6 +50,8 @@ pub struct Tenancy {
     pub database_ready: bool,
     /// How many Workspaces it may have.
     pub workspaces: usize,
+    /// How many programs of stdio `McpConnections` it may have.
+    pub mcp_servers: usize,
     /// What they may open; `None`: what the Organization does not say.
     pub allowed_egress: Option<Vec<EgressRule>>,
 }
@@ -104,6 +106,7 @@ pub fn resolve(
         namespace_ready: holds(NAMESPACE_READY),
         database_ready: holds(DATABASE_READY),
         workspaces: usize::try_from(organization.spec.quota.workspaces).unwrap_or_default(),
+        mcp_servers: usize::try_from(organization.spec.quota.mcp_servers).unwrap_or_default(),
         allowed_egress: organization.spec.allowed_egress.clone(),
     })
 }

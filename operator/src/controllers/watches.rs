@@ -8,9 +8,12 @@ use crate::{
 use agentapi_crds::{McpConnection, Organization, PromptPolicy, Workspace, names};
 use futures::{Stream, StreamExt, channel::mpsc, future};
 use k8s_openapi::api::{
-    core::v1::{LimitRange, Namespace, PersistentVolumeClaim, Pod, PodTemplate, ResourceQuota, ServiceAccount},
+    apps::v1::Deployment,
+    core::v1::{
+        LimitRange, Namespace, PersistentVolumeClaim, Pod, PodTemplate, ResourceQuota, Service, ServiceAccount,
+    },
     networking::v1::NetworkPolicy,
-    rbac::v1::RoleBinding,
+    rbac::v1::{Role, RoleBinding},
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -82,9 +85,10 @@ pub fn watches(client: &Client) -> Watches {
         r.to_workspace(&workspace);
         future::ready(())
     })));
-    let t = triggers.clone();
+    let r = referring.clone();
     tasks.push(Box::pin(connection_events.for_each(move |connection| {
-        let _ = t.connections.unbounded_send(ObjectRef::from_obj(&connection));
+        let _ = r.triggers.connections.unbounded_send(ObjectRef::from_obj(&connection));
+        r.to_connection(&connection);
         future::ready(())
     })));
     let t = triggers.clone();
@@ -116,9 +120,13 @@ pub fn watches(client: &Client) -> Watches {
     tasks.push(owned::<ServiceAccount>(client, &ours, &triggers));
     tasks.push(owned::<NetworkPolicy>(client, &ours, &triggers));
     tasks.push(owned::<RoleBinding>(client, &ours, &triggers));
+    tasks.push(owned::<Role>(client, &ours, &triggers));
+    tasks.push(owned::<Service>(client, &ours, &triggers));
     tasks.push(owned::<PodTemplate>(client, &ours, &triggers));
     tasks.push(owned::<PersistentVolumeClaim>(client, &ours, &triggers));
-    tasks.push(pods(client, sessions, &triggers));
+    // Of these the status counts, too.
+    tasks.push(any_change::<Pod>(client, sessions, &triggers));
+    tasks.push(any_change::<Deployment>(client, ours, &triggers));
 
     Watches { stores: Stores { organizations, workspaces, connections, policies, namespaces }, triggers, queues, tasks }
 }
@@ -153,9 +161,16 @@ where
     }))
 }
 
-/// Any change of a session pod concerns its Workspace; their number is part of the Organization's status.
-fn pods(client: &Client, config: watcher::Config, triggers: &Triggers) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    let api = Api::<PartialObjectMeta<Pod>>::all(client.clone());
+/// Any change of a session pod concerns its Workspace, and any of a program's Deployment its connection.
+fn any_change<K>(
+    client: &Client,
+    config: watcher::Config,
+    triggers: &Triggers,
+) -> Pin<Box<dyn Future<Output = ()> + Send>>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+{
+    let api = Api::<PartialObjectMeta<K>>::all(client.clone());
     let triggers = triggers.clone();
     Box::pin(drift::owners(api, config, drift::version).for_each(move |owner| {
         triggers.owner(owner);
@@ -198,6 +213,16 @@ impl Referring {
         self.each_policy(|policy| {
             policy.namespace() == namespace
                 && policy.spec.workspace_ref.as_ref().is_some_and(|reference| reference.name == name)
+        });
+    }
+
+    /// A name or a place in the quota may have become free for a program that was refused.
+    fn to_connection(&self, connection: &McpConnection) {
+        self.each_connection(|other| {
+            other.spec.organization_ref == connection.spec.organization_ref
+                && other.spec.transport.stdio.is_some()
+                && other.uid() != connection.uid()
+                && !super::mcp_connection::validate::is_accepted(other)
         });
     }
 

@@ -7,7 +7,7 @@ use crate::{
     controllers::organization::build::{Contents, Foundation, Prepared},
     error::{Error, Result},
 };
-use agentapi_crds::{Organization, Workspace, conditions::NAMESPACE_READY, names};
+use agentapi_crds::{McpConnection, Organization, conditions::NAMESPACE_READY, names};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
@@ -81,17 +81,16 @@ pub async fn before_organization(
     }
 }
 
-/// Before a reconcile of a Workspace writes its policy.
-pub async fn before_workspace(context: &Context, workspace: &Workspace, slug: &str, wanted: &NetworkPolicy) {
+/// Before a reconcile of a Workspace or an `McpConnection` writes its policy.
+pub async fn before_policy(context: &Context, slug: &str, wanted: &NetworkPolicy, was_in_place: bool) {
     let Some(organization) = context.stores.organization(slug).filter(|organization| is_in_place(organization)) else {
         return;
     };
-    let was_in_place = workspace.status.as_ref().is_some_and(|status| status.workspace_id.is_some());
     let policies = Api::<NetworkPolicy>::namespaced(context.client.clone(), &names::tenant_namespace(slug));
     let finding = match policies.get_opt(&wanted.name_any()).await {
         Ok(live) => state_of(wanted, live.as_ref(), was_in_place),
         Err(error) => {
-            tracing::warn!(%error, "can't look at a Workspace's policy before it is applied");
+            tracing::warn!(%error, "can't look at a policy before it is applied");
             None
         }
     };
@@ -212,6 +211,10 @@ fn known_policies(context: &Context, organization: &Organization, contents: &Con
     let workspaces = context.stores.workspaces.state_filter(|workspace| workspace.spec.organization_ref.name == name);
     let mut known: Vec<String> =
         workspaces.iter().map(|workspace| names::pod_template(&workspace.name_any())).collect();
+    let connections = context.stores.connections.state_filter(|connection: &McpConnection| {
+        connection.spec.organization_ref.name == name && connection.spec.transport.stdio.is_some()
+    });
+    known.extend(connections.iter().map(|connection| names::mcp_server(&connection.name_any())));
     known.extend([contents.default_deny.name_any(), contents.session_traffic.name_any()]);
     known
 }

@@ -45,6 +45,8 @@ pub struct Tenant {
     pub identity: Value,
     /// The quota block of the spec.
     pub quota: Value,
+    /// Private ranges of addresses that the runtime connects to for it.
+    pub mcp_open_ranges: Vec<String>,
     /// What happens to its rows.
     pub deletion_policy: DeletionPolicy,
     /// Generation of the spec.
@@ -138,19 +140,20 @@ async fn write_row(tx: &mut PgConnection, tenant: &Tenant, changes: &mut Changes
     }
     let written = sqlx::query(
         "insert into organizations as o (id, slug, display_name, issuer, audience, jwks_uri, org_claim_value,
-                                         identity, quota, deletion_policy, generation)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                                         identity, quota, deletion_policy, generation, mcp_open_ranges)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
          on conflict (id) do update set
              slug = excluded.slug, display_name = excluded.display_name, issuer = excluded.issuer,
              audience = excluded.audience, jwks_uri = excluded.jwks_uri,
              org_claim_value = excluded.org_claim_value, identity = excluded.identity, quota = excluded.quota,
-             deletion_policy = excluded.deletion_policy, generation = excluded.generation, deleted_at = null
+             deletion_policy = excluded.deletion_policy, generation = excluded.generation,
+             mcp_open_ranges = excluded.mcp_open_ranges, deleted_at = null
          where (o.slug, o.display_name, o.issuer, o.audience, o.jwks_uri, o.org_claim_value, o.identity, o.quota,
-                o.deletion_policy, o.generation, o.deleted_at)
+                o.deletion_policy, o.generation, o.mcp_open_ranges, o.deleted_at)
             is distinct from
                (excluded.slug, excluded.display_name, excluded.issuer, excluded.audience, excluded.jwks_uri,
                 excluded.org_claim_value, excluded.identity, excluded.quota, excluded.deletion_policy,
-                excluded.generation, null::timestamptz)
+                excluded.generation, excluded.mcp_open_ranges, null::timestamptz)
          returning (xmax = 0) as created",
     )
     .bind(tenant.id)
@@ -164,6 +167,7 @@ async fn write_row(tx: &mut PgConnection, tenant: &Tenant, changes: &mut Changes
     .bind(&tenant.quota)
     .bind(policy_word(tenant.deletion_policy))
     .bind(tenant.generation)
+    .bind(&tenant.mcp_open_ranges)
     .fetch_optional(&mut *tx)
     .await
     .map_err(failed("write the organization's row"))?;

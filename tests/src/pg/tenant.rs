@@ -159,6 +159,7 @@ pub fn wanted(slug: &str) -> Tenant {
         org_claim_value: slug.into(),
         identity: json!({"issuer": "https://login.example.com"}),
         quota: json!({"sessions": 5}),
+        mcp_open_ranges: Vec::new(),
         deletion_policy: DeletionPolicy::Retain,
         generation: 1,
         data_key_rotation: String::new(),

@@ -3,18 +3,32 @@ use crate::{
     controllers::reference::{Refusal, Tenancy},
     records::ConnectionRow,
 };
-use agentapi_crds::{McpConnection, Workspace, conditions::reason, mcp_connection::McpTransport};
+use agentapi_crds::{
+    McpConnection, Workspace,
+    conditions::{ACCEPTED, reason},
+    mcp_connection::McpTransport,
+};
 use kube::ResourceExt;
 use serde_json::json;
 use url::Url;
 use uuid::Uuid;
 
+/// An accepted connection.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Accepted {
+    /// What Postgres has to know of it.
+    pub row: ConnectionRow,
+    /// The Organization.
+    pub tenancy: Tenancy,
+}
+
 /// The row of an accepted connection. The CRD's rules keep most mistakes out; a server without them does not.
-pub fn validate(
+pub fn validate<'a>(
     connection: &McpConnection,
     tenancy: Result<Tenancy, Refusal>,
     workspace: Option<&Workspace>,
-) -> Result<ConnectionRow, Refusal> {
+    others: impl IntoIterator<Item = &'a McpConnection>,
+) -> Result<Accepted, Refusal> {
     let tenancy = tenancy?.in_postgres()?;
     let invalid = |message: &str| Refusal::new(reason::INVALID, message);
     let id = connection
@@ -35,7 +49,10 @@ pub fn validate(
         }
         (Some(_), Some(workspace)) => Some(workspace_id(workspace, &tenancy)?),
     };
-    Ok(ConnectionRow {
+    if connection.spec.transport.stdio.is_some() {
+        has_a_place(connection, &tenancy, others)?;
+    }
+    let row = ConnectionRow {
         id,
         organization: tenancy.id,
         workspace,
@@ -44,7 +61,54 @@ pub fn validate(
         transport,
         spec: serde_json::to_value(&connection.spec).unwrap_or_else(|_| json!({})),
         generation: connection.metadata.generation.unwrap_or_default(),
-    })
+    };
+    Ok(Accepted { row, tenancy })
+}
+
+/// A program runs in the tenant namespace, under the connection's name and at the tenant's expense.
+fn has_a_place<'a>(
+    connection: &McpConnection,
+    tenancy: &Tenancy,
+    others: impl IntoIterator<Item = &'a McpConnection>,
+) -> Result<(), Refusal> {
+    let age = |it: &McpConnection| (it.creation_timestamp().map(|time| time.0.as_second()), it.uid());
+    let before: Vec<&McpConnection> = others
+        .into_iter()
+        .filter(|other| {
+            other.spec.organization_ref == connection.spec.organization_ref
+                && other.spec.transport.stdio.is_some()
+                && other.uid() != connection.uid()
+                && age(other) < age(connection)
+                && is_accepted(other)
+        })
+        .collect();
+    let slug = &tenancy.slug;
+    if before.iter().any(|other| other.name_any() == connection.name_any()) {
+        let message = format!(
+            "Organization {slug:?} has a stdio McpConnection {:?} already; choose another name",
+            connection.name_any()
+        );
+        return Err(Refusal::new(reason::NAME_CONFLICT, message));
+    }
+    if before.len() >= tenancy.mcp_servers {
+        let message = format!(
+            "Organization {slug:?} may have {} stdio McpConnections and has them; delete one or raise \
+             spec.quota.mcpServers of the Organization",
+            tenancy.mcp_servers
+        );
+        return Err(Refusal::new(reason::QUOTA_EXCEEDED, message));
+    }
+    Ok(())
+}
+
+/// Refused ones take no place: anybody can make one.
+pub(crate) fn is_accepted(connection: &McpConnection) -> bool {
+    connection.metadata.deletion_timestamp.is_none()
+        && connection
+            .status
+            .iter()
+            .flat_map(|status| &status.conditions)
+            .any(|condition| condition.type_ == ACCEPTED && condition.status == "True")
 }
 
 /// A Workspace that may be referred to: of the same organization and itself in place.
@@ -101,7 +165,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_connection_becomes_a_row() {
-        let row = validate(&github(), Ok(tenancy()), None).unwrap();
+        let row = validate(&github(), Ok(tenancy()), None, []).unwrap().row;
         assert_eq!((row.transport, row.workspace, row.organization), ("streamableHttp", None, tenancy().id));
     }
 
@@ -109,7 +173,7 @@ pub(crate) mod tests {
     fn a_workspace_has_to_be_there_in_place_and_of_the_organization() {
         let mut connection = github();
         connection.spec.workspace_ref = serde_json::from_value(json!({"name": "web"})).unwrap();
-        let why = |workspace: Option<&Workspace>| validate(&connection, Ok(tenancy()), workspace).unwrap_err();
+        let why = |workspace: Option<&Workspace>| validate(&connection, Ok(tenancy()), workspace, []).unwrap_err();
         assert_eq!(why(None).reason, reason::WORKSPACE_NOT_FOUND);
         assert!(why(Some(&web())).waits());
         let mut foreign = web();
@@ -117,7 +181,7 @@ pub(crate) mod tests {
         assert!(why(Some(&foreign)).message.contains("another Organization"));
         let mut ready = web();
         ready.status = serde_json::from_value(json!({"workspaceId": Uuid::from_u128(9), "conditions": []})).unwrap();
-        let row = validate(&connection, Ok(tenancy()), Some(&ready)).unwrap();
+        let row = validate(&connection, Ok(tenancy()), Some(&ready), []).unwrap().row;
         assert_eq!(row.workspace, Some(Uuid::from_u128(9)));
     }
 
@@ -125,7 +189,44 @@ pub(crate) mod tests {
     fn what_the_rules_of_the_crd_let_through_is_refused_with_advice() {
         let mut connection = github();
         connection.spec.transport.streamable_http.as_mut().unwrap().url = "https://[::1".into();
-        let refusal = validate(&connection, Ok(tenancy()), None).unwrap_err();
+        let refusal = validate(&connection, Ok(tenancy()), None, []).unwrap_err();
         assert!(refusal.message.contains("write it like"), "{}", refusal.message);
+    }
+
+    /// A connection to a program.
+    pub(crate) fn files() -> McpConnection {
+        let mut connection = github();
+        connection.metadata.name = Some("files".into());
+        connection.spec.transport = serde_json::from_value(json!({"stdio": {
+            "image": "agentapi.dev/mcp-server:dev",
+            "command": ["npx", "-y"], "args": ["server-filesystem", "/tmp/$HOME"],
+            "env": [{"name": "LOG", "value": "$(cat)"}],
+            "secretRefs": ["files-credentials"],
+            "egress": [{"cidr": "203.0.113.0/24", "ports": [443]}],
+        }}))
+        .unwrap();
+        connection
+    }
+
+    #[test]
+    fn of_two_programs_with_one_name_the_first_stays_and_their_number_is_limited() {
+        let status = |kind: &str| {
+            serde_json::from_value(json!({"conditions": [{"type": kind, "status": "True", "reason": "Accepted",
+                "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}))
+            .unwrap()
+        };
+        let mut first = files();
+        first.metadata.namespace = Some("team-b".into());
+        first.metadata.uid = Some("00000000-1111-4222-8333-444455556666".into());
+        assert!(validate(&files(), Ok(tenancy()), None, [&first]).is_ok(), "it was never accepted");
+        first.status = Some(status(ACCEPTED));
+        let refusal = validate(&files(), Ok(tenancy()), None, [&first]).unwrap_err();
+        assert_eq!(refusal.reason, reason::NAME_CONFLICT);
+        assert!(!refusal.message.contains("team-b"), "names a namespace of others: {}", refusal.message);
+        first.metadata.name = Some("other".into());
+        let one = Tenancy { mcp_servers: 1, ..tenancy() };
+        assert_eq!(validate(&files(), Ok(one.clone()), None, [&first]).unwrap_err().reason, reason::QUOTA_EXCEEDED);
+        assert!(validate(&github(), Ok(one.clone()), None, [&first]).is_ok(), "no program, no place");
+        assert!(validate(&first, Ok(one), None, [&first, &files()]).is_ok(), "who was first stays");
     }
 }

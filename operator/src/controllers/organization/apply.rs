@@ -50,11 +50,12 @@ pub async fn contents(
         state: PhantomData,
     };
     let owned = format!(
-        "{}={},{}={organization},!{}",
+        "{}={},{}={organization},!{},!{}",
         names::LABEL_MANAGED_BY,
         names::OPERATOR,
         names::LABEL_ORGANIZATION,
-        names::LABEL_WORKSPACE
+        names::LABEL_WORKSPACE,
+        names::LABEL_MCP_CONNECTION
     );
     let (deny, traffic) = (applied.default_deny.metadata.name.clone(), applied.session_traffic.metadata.name.clone());
     let policy = |meta: &ObjectMeta| meta.name == deny || meta.name == traffic;

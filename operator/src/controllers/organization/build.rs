@@ -172,9 +172,10 @@ const PROBE_MEMORY: &str = "128Mi";
 /// A container that asks for more on the node's disk gets a volume (`spec.storage`) instead.
 const MOST_EPHEMERAL: &str = "20Gi";
 
-/// Session pods, warm pods that wait for the next ones, pods that are on their way out, and two probes.
+/// Session pods, warm pods that wait for the next ones, pods that are on their way out, programs of connections, and two
+/// probes.
 fn pods(quota: &Quota) -> i64 {
-    2 * i64::from(quota.sessions) + i64::from(quota.workspaces) + 2
+    2 * i64::from(quota.sessions) + i64::from(quota.workspaces) + i64::from(quota.mcp_servers) + 2
 }
 
 fn resource_quota(tenant: &Tenant, quota: &Quota) -> ResourceQuota {
@@ -187,8 +188,11 @@ fn resource_quota(tenant: &Tenant, quota: &Quota) -> ResourceQuota {
         ("requests.ephemeral-storage".to_owned(), gibibytes(1)),
         ("limits.ephemeral-storage".to_owned(), gibibytes(10)),
         ("persistentvolumeclaims".to_owned(), Quantity(quota.workspaces.to_string())),
-        // Session pods are reached by their address; a Service would only lead somebody else to them.
-        ("services".to_owned(), Quantity("0".to_owned())),
+        // One for each program of a connection. Session pods are reached by their address; a Service would only lead
+        // somebody else to them.
+        ("services".to_owned(), Quantity(quota.mcp_servers.to_string())),
+        ("services.nodeports".to_owned(), Quantity("0".to_owned())),
+        ("services.loadbalancers".to_owned(), Quantity("0".to_owned())),
     ]);
     ResourceQuota {
         metadata: meta(tenant, "organization"),

@@ -84,6 +84,8 @@ async fn present(organization: &Organization, context: &Context) -> Result<Actio
 
     Box::pin(apply::contents(context, &namespace, &tenant.slug, contents)).await?;
     super::workspace::apply::sweep_orphans(context, &namespace).await?;
+    super::mcp_connection::apply::sweep_orphans(context, &namespace).await?;
+    super::mcp_connection::access::apply(context, &tenant.slug).await?;
 
     let live = dereference::secrets(context, &namespace).await?;
     let InPostgres { progress: database, secrets } = in_postgres(organization, context, &tenant, live).await?;

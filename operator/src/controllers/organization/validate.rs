@@ -37,6 +37,7 @@ pub fn validate(organization: &Organization) -> Result<Tenant, Refusal> {
         org_claim_value: organization.org_claim().to_owned(),
         identity: to_object(&spec.identity),
         quota: to_object(&spec.quota),
+        mcp_open_ranges: spec.mcp.as_ref().map(|mcp| mcp.allow_private_ranges.clone()).unwrap_or_default(),
         deletion_policy: spec.deletion_policy,
         generation: organization.metadata.generation.unwrap_or_default(),
         // The column takes 256 bytes; what is cut off only matters to somebody who wants to rotate by it.

@@ -3,7 +3,7 @@
 pub mod apply;
 pub mod build;
 pub mod dereference;
-mod network;
+pub(crate) mod network;
 pub mod pool;
 pub mod status;
 pub mod validate;
@@ -68,7 +68,8 @@ async fn present(workspace: &Workspace, context: &Context) -> Result<Action> {
     };
     let egress = egress::decide(&workspace.spec.egress, accepted.tenancy.allowed_egress.as_deref(), &context.closed());
     let prepared = build::build(workspace, &accepted, &surroundings, &egress);
-    isolation::fences::before_workspace(context, workspace, &accepted.tenancy.slug, &prepared.egress).await;
+    let was_in_place = workspace.status.as_ref().is_some_and(|status| status.workspace_id.is_some());
+    isolation::fences::before_policy(context, &accepted.tenancy.slug, &prepared.egress, was_in_place).await;
     let applied = match Box::pin(apply::apply(context, prepared)).await {
         Ok(applied) => applied,
         // Time does not mend a spec that the API server does not take: say so, where people look.
@@ -229,6 +230,7 @@ pub(crate) mod tests {
             namespace_ready: true,
             database_ready: true,
             workspaces: 3,
+            mcp_servers: 5,
             allowed_egress: serde_json::from_value(json!([{"cidr": "0.0.0.0/0"}, {"namespace": "agentapi-demo"}])).ok(),
         }
     }

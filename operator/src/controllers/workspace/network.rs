@@ -27,7 +27,8 @@ pub(super) fn egress_policy(accepted: &Accepted, egress: &Decision) -> NetworkPo
     }
 }
 
-fn egress_rule(opening: &Opening) -> NetworkPolicyEgressRule {
+/// One opening as a rule.
+pub(crate) fn egress_rule(opening: &Opening) -> NetworkPolicyEgressRule {
     let peer = match &opening.to {
         Destination::Addresses(range, except) => NetworkPolicyPeer {
             ip_block: Some(IPBlock {
