@@ -93,6 +93,16 @@ pub struct ServeConfig {
     /// Most bytes of text in all transcripts of an organization.
     #[arg(long, env = "AGENTAPI_ORGANIZATION_TRANSCRIPT_BYTES", default_value_t = 10 << 30)]
     pub organization_transcript_bytes: u64,
+    /// Address ranges whose MCP servers and OAuth providers every tenant may name, with commas between them. Without any,
+    /// only public addresses, and those that an Organization opens for itself.
+    #[arg(long, env = "AGENTAPI_OUTBOUND_OPEN_RANGES", value_delimiter = ',')]
+    pub outbound_open_ranges: Vec<Cidr>,
+    /// Domain of the cluster's DNS names.
+    #[arg(long, env = "AGENTAPI_CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Seconds between two looks at an MCP server; 0: none is looked at.
+    #[arg(long, env = "AGENTAPI_MCP_PROBE_SECONDS", default_value_t = 60)]
+    pub mcp_probe_seconds: u64,
     /// Seconds within which a session must be running.
     #[arg(long, env = "AGENTAPI_START_DEADLINE_SECONDS", default_value_t = 120)]
     pub start_deadline_seconds: u64,

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::resilience::breaker::State;
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -35,6 +36,9 @@ struct Inner {
     throttled: IntCounterVec,
     reconciler_leader: IntGauge,
     sessions: IntGaugeVec,
+    mcp_calls: IntCounterVec,
+    mcp_seconds: HistogramVec,
+    mcp_breakers: IntGaugeVec,
 }
 
 impl Metrics {
@@ -61,6 +65,11 @@ impl Metrics {
             &["phase"],
         )?;
         registry.register(Box::new(sessions.clone()))?;
+        let mcp_breakers = IntGaugeVec::new(
+            Opts::new("agentapi_mcp_breaker_state", "Circuit breakers: 0 closed, 1 half-open, 2 open."),
+            &["organization", "connection"],
+        )?;
+        registry.register(Box::new(mcp_breakers.clone()))?;
         let inner = Inner {
             registry: registry.clone(),
             requests: counter(
@@ -108,6 +117,18 @@ impl Metrics {
             )?,
             reconciler_leader: gauge("agentapi_session_reconciler_leader", "1 on the replica that runs the loop.")?,
             sessions,
+            mcp_calls: counter(
+                "agentapi_mcp_calls_total",
+                "Requests to MCP servers by organization, connection and outcome: ok, or why not.",
+                &["organization", "connection", "outcome"],
+            )?,
+            mcp_seconds: histogram(
+                "agentapi_mcp_call_duration_seconds",
+                "Time to the end of an MCP server's answer, by method.",
+                &["method"],
+                REQUEST_BUCKETS,
+            )?,
+            mcp_breakers,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -170,14 +191,34 @@ impl Metrics {
         self.inner.throttled.with_label_values(&[organization, kind]).inc();
     }
 
+    /// An MCP server was asked, or was not because of `outcome`.
+    pub fn mcp_call(&self, organization: &str, connection: &str, method: &str, outcome: &str, took: Duration) {
+        self.inner.mcp_calls.with_label_values(&[organization, connection, outcome]).inc();
+        self.inner.mcp_seconds.with_label_values(&[method]).observe(took.as_secs_f64());
+    }
+
+    /// What the breaker of a connection does.
+    pub fn mcp_breaker(&self, organization: &str, connection: &str, state: State) {
+        let state = match state {
+            State::Closed => 0,
+            State::HalfOpen => 1,
+            State::Open => 2,
+        };
+        self.inner.mcp_breakers.with_label_values(&[organization, connection]).set(state);
+    }
+
     /// Forgets what was told of organizations that are gone.
     pub fn keep_organizations(&self, lives: impl Fn(&str) -> bool) {
-        let told: Vec<[String; 2]> = self.inner.throttled.collect().iter().flat_map(labels).collect();
-        for [organization, kind] in told {
-            if !organization.is_empty() && !lives(&organization) {
-                // Somebody else may have been faster.
-                let _ = self.inner.throttled.remove_label_values(&[organization.as_str(), kind.as_str()]);
-            }
+        let Inner { throttled, mcp_calls, mcp_breakers, .. } = &*self.inner;
+        // Somebody else may have been faster: hence no look at what comes back.
+        for values in gone(throttled, &["organization", "kind"], &lives) {
+            let _ = throttled.remove_label_values(&values);
+        }
+        for values in gone(mcp_calls, &["organization", "connection", "outcome"], &lives) {
+            let _ = mcp_calls.remove_label_values(&values);
+        }
+        for values in gone(mcp_breakers, &["organization", "connection"], &lives) {
+            let _ = mcp_breakers.remove_label_values(&values);
         }
     }
 
@@ -195,13 +236,16 @@ impl Metrics {
     }
 }
 
-/// Organization and kind of each series of such a family.
-fn labels(family: &prometheus::proto::MetricFamily) -> Vec<[String; 2]> {
+/// The labels of all series of organizations that are gone; the organization is the first label.
+fn gone(metric: &impl Collector, names: &[&str], lives: &impl Fn(&str) -> bool) -> Vec<Vec<String>> {
     let value = |metric: &prometheus::proto::Metric, name: &str| {
         let label = metric.get_label().iter().find(|label| label.name() == name);
         label.map(|label| label.value().to_owned()).unwrap_or_default()
     };
-    family.get_metric().iter().map(|metric| [value(metric, "organization"), value(metric, "kind")]).collect()
+    let families = metric.collect();
+    let series = families.iter().flat_map(prometheus::proto::MetricFamily::get_metric);
+    let labels = series.map(|metric| names.iter().map(|name| value(metric, name)).collect::<Vec<_>>());
+    labels.filter(|values| !values[0].is_empty() && !lives(&values[0])).collect()
 }
 
 /// Adds one to a gauge while it lives.

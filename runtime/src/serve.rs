@@ -19,7 +19,14 @@ use crate::http::rate_limit::{self, RateLimits};
 use crate::http::transcript_budget::TranscriptBudget;
 use crate::http::{App, AppState, router, server};
 use crate::lifecycle::{Lifecycle, reconciler};
+use crate::mcp::client::McpClient;
+use crate::mcp::credentials::{AnyCredentials, NoOauth};
+use crate::mcp::prober;
+use crate::mcp::secrets::{KubernetesSecrets, TenantSecrets};
+use crate::mcp::service::Mcp;
+use crate::mcp::upstream::Upstream;
 use crate::metrics::Metrics;
+use crate::outbound::{Outbound, Ranges};
 use crate::pods::PodBackend;
 use crate::pods::agent::Agents;
 use crate::pods::kubernetes::KubernetesPods;
@@ -84,14 +91,16 @@ impl Server {
     pub async fn in_cluster(config: ServeConfig) -> Result<Self, ServeError> {
         let metrics = Metrics::new()?;
         let client = kube::Client::try_default().await?;
+        let secrets = Arc::new(KubernetesSecrets::new(client.clone()));
         let pods = Arc::new(KubernetesPods::new(client, metrics.clone()));
-        Self::with_pods(config, pods, metrics).await
+        Self::with_pods(config, pods, secrets, metrics).await
     }
 
-    /// With pods from somewhere else.
+    /// With pods and tenants' Secrets from somewhere else.
     pub async fn with_pods(
         config: ServeConfig,
         pods: Arc<dyn PodBackend>,
+        secrets: Arc<dyn TenantSecrets>,
         metrics: Metrics,
     ) -> Result<Self, ServeError> {
         let store = Store::connect(&config.database_url, config.db_max_connections)?;
@@ -110,6 +119,10 @@ impl Server {
             .pool_idle_timeout(Duration::from_secs(30))
             .build()?;
         let jwks = Jwks::new(provider_client, config.jwks_limits(), metrics.clone());
+        let outbound = Outbound::new(Ranges::new(config.outbound_open_ranges.iter().copied()));
+        let credentials = Arc::new(AnyCredentials::new(secrets, Arc::new(NoOauth)));
+        let upstream = Upstream::new(outbound, pod_client.clone(), credentials);
+        let mcp = Mcp::new(McpClient::new(upstream), store.clone(), metrics.clone(), config.cluster_domain.clone());
         let agents = Agents::new(pod_client, Arc::clone(&tokens));
         let lifecycle = Arc::new(Lifecycle::new(
             store.clone(),
@@ -125,6 +138,7 @@ impl Server {
             tokens,
             lifecycle,
             agents,
+            mcp,
             rates: RateLimits::new(config.rate_defaults()),
             proxies: Proxies::new(config.trusted_proxies.clone()),
             internal: InternalApi {
@@ -169,6 +183,10 @@ impl Server {
         let every = Duration::from_secs(config.reconcile_seconds.max(1));
         servers.spawn(reconciler::run(Arc::clone(&app.lifecycle), every, app.leaving.clone()));
         servers.spawn(rate_limit::forget_organizations(App::clone(&app), app.leaving.clone()));
+        if config.mcp_probe_seconds > 0 {
+            let every = Duration::from_secs(config.mcp_probe_seconds);
+            servers.spawn(prober::run(Arc::clone(&app.mcp), every, app.leaving.clone()));
+        }
         tracing::info!(public = %config.http_listen, internal = %config.internal_listen, "serving");
 
         stop.cancelled().await;

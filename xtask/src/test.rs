@@ -41,7 +41,11 @@ enum Part {
 pub(crate) fn main(args: &Args) -> Result<()> {
     let wanted = |part| args.only.is_none_or(|only| only == part);
     if wanted(Part::Fast) {
-        debian::ensure(&[("/usr/lib/postgresql/15/bin/postgres", "postgresql-15")])?;
+        debian::ensure(&[
+            ("/usr/lib/postgresql/15/bin/postgres", "postgresql-15"),
+            // FastMCP, which the tests of MCP install for themselves.
+            ("/usr/bin/python3", "python3-venv"),
+        ])?;
     }
     if wanted(Part::Lint) {
         lint()?;
@@ -185,6 +189,8 @@ enum Bench {
         #[arg(long)]
         max_ratio: Option<f64>,
     },
+    /// What the MCP gateway adds to a call, and what a session costs: real FastMCP and Postgres, no cluster; a minute.
+    Mcp,
 }
 
 /// Runs a benchmark: of sessions against the cluster of `cargo xtask up`, of fairness without one.
@@ -202,6 +208,10 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
                 words.extend(["--max-ratio", ratio]);
             }
             cargo("one organization's flood beside another", &words, &[])
+        }
+        Bench::Mcp => {
+            let words = ["run", "--quiet", "--release", "-p", "agentapi-tests", "--bin", "mcp-bench"];
+            cargo("MCP through the gateway and without it", &words, &[])
         }
     }
 }

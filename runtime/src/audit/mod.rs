@@ -27,6 +27,24 @@ pub mod action {
     pub const SESSION_UPLOAD: &str = "session.upload";
     /// The file of the same request was refused, or nobody knows.
     pub const SESSION_UPLOAD_FAIL: &str = "session.upload-fail";
+    /// An admin made a connection to an MCP server. The operator writes the same of resources.
+    pub const MCP_CONNECTION_CREATE: &str = "mcpconnection.create";
+    /// An admin changed one.
+    pub const MCP_CONNECTION_UPDATE: &str = "mcpconnection.update";
+    /// An admin removed one.
+    pub const MCP_CONNECTION_DELETE: &str = "mcpconnection.delete";
+    /// An admin had a server called to see whether it works.
+    pub const MCP_CONNECTION_TEST: &str = "mcpconnection.test";
+    /// A user opened a session with an MCP server.
+    pub const MCP_CONNECT: &str = "mcp.connect";
+    /// A user's session with an MCP server was ended.
+    pub const MCP_DISCONNECT: &str = "mcp.disconnect";
+    /// A tool of an MCP server is called. Written before the server gets it, so that none is unrecorded.
+    pub const MCP_TOOL_CALL: &str = "mcp.tool-call";
+    /// The call of the same request was refused or has failed.
+    pub const MCP_TOOL_CALL_FAIL: &str = "mcp.tool-call-fail";
+    /// A pinned tool has changed; the connection's tools are called no more.
+    pub const MCP_QUARANTINE: &str = "mcp.quarantine";
     /// Somebody was here for the first time.
     pub const USER_CREATE: &str = "user.create";
     /// Somebody's token says another role or email than before.

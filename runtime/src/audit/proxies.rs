@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 /// A range of addresses in CIDR notation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cidr {
     network: u128,
     mask: u128,
@@ -42,7 +42,8 @@ impl FromStr for Cidr {
 }
 
 impl Cidr {
-    fn contains(self, address: IpAddr) -> bool {
+    /// Whether this address is in the range.
+    pub fn contains(self, address: IpAddr) -> bool {
         bits(address) & self.mask == self.network
     }
 }

@@ -5,6 +5,7 @@
 #[cfg(test)]
 mod fuzz;
 pub mod jwks;
+pub mod mcp_session;
 pub mod session_token;
 
 use std::collections::HashMap;

@@ -20,12 +20,16 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::mcp_session::McpSession;
+
 /// `iss` of every token made here.
 pub const ISSUER: &str = "agentapi-runtime";
 /// `aud` of tokens that a session pod accepts.
 pub const POD_AUDIENCE: &str = "agentapi-session-pod";
 /// `aud` of tokens that the internal API accepts from pods.
 pub const INTERNAL_AUDIENCE: &str = "agentapi-internal";
+/// `aud` of what the MCP gateway gives as a session's id.
+const MCP_SESSION_AUDIENCE: &str = "agentapi-mcp-session";
 /// Lifetime of a token for one request to a pod.
 const POD_TOKEN_LIFETIME: Duration = Duration::from_secs(60);
 /// Lifetime of the token in a session's Secret.
@@ -154,11 +158,11 @@ pub struct SessionClaims {
 }
 
 #[derive(Serialize)]
-struct SignedSessionClaims<'a> {
+struct SignedClaims<'a, C> {
     iss: &'a str,
     aud: &'a str,
     #[serde(flatten)]
-    claims: &'a SessionClaims,
+    claims: &'a C,
     iat: i64,
     exp: i64,
 }
@@ -231,15 +235,18 @@ impl SessionTokens {
 
     /// The token that a pod gets to write its own transcript.
     pub fn for_session(&self, claims: &SessionClaims) -> Result<SecretString, SessionTokenError> {
-        let now = jiff::Timestamp::now().as_second();
-        let signed = SignedSessionClaims {
-            iss: ISSUER,
-            aud: INTERNAL_AUDIENCE,
-            claims,
-            iat: now,
-            exp: now + i64::try_from(SESSION_TOKEN_LIFETIME.as_secs()).unwrap_or(86_400),
-        };
-        Ok(self.sign(&signed)?.into())
+        Ok(self.for_a_day(INTERNAL_AUDIENCE, claims)?.into())
+    }
+
+    /// The id that a client of the MCP gateway gets for a session with a server.
+    pub fn for_mcp_session(&self, session: &McpSession) -> Result<String, SessionTokenError> {
+        self.for_a_day(MCP_SESSION_AUDIENCE, session)
+    }
+
+    fn for_a_day(&self, aud: &str, claims: &impl Serialize) -> Result<String, SessionTokenError> {
+        let iat = jiff::Timestamp::now().as_second();
+        let exp = iat + i64::try_from(SESSION_TOKEN_LIFETIME.as_secs()).unwrap_or(86_400);
+        self.sign(&SignedClaims { iss: ISSUER, aud, claims, iat, exp })
     }
 
     fn sign(&self, claims: &impl Serialize) -> Result<String, SessionTokenError> {
@@ -252,6 +259,11 @@ impl SessionTokens {
     /// Who a pod is, if its session token is genuine and current.
     pub fn verify_session(&self, token: &str) -> Result<SessionClaims, SessionTokenError> {
         self.verify(token, INTERNAL_AUDIENCE)
+    }
+
+    /// The session with an MCP server behind an id of the gateway's.
+    pub fn verify_mcp_session(&self, token: &str) -> Result<McpSession, SessionTokenError> {
+        self.verify(token, MCP_SESSION_AUDIENCE)
     }
 
     /// The organization whose role the operator wants to be tried, if its token is genuine and current.

@@ -91,25 +91,37 @@ impl FromRequestParts<App> for Admin {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let caller = Caller::from_request_parts(parts, app).await?;
-        if caller.role == Role::Admin {
-            return Ok(Self(caller));
-        }
         let Ok(client) = Client::from_request_parts(parts, app).await;
-        let route = parts.extensions.get::<MatchedPath>().map(MatchedPath::as_str);
-        app.store
-            .record(
-                &caller.scope(),
-                &Entry {
-                    origin: &client.origin(&caller.subject),
-                    action: action::ACCESS_REFUSE,
-                    target_kind: "route",
-                    target_id: route,
-                    detail: json!({ "method": parts.method.as_str() }),
-                },
-            )
-            .await?;
-        Err(Problem::admin_only())
+        admin_only(app, &caller, &client, &parts.method, &parts.extensions).await?;
+        Ok(Self(caller))
     }
+}
+
+/// The same for a caller who may not be told yet, because what the request is about comes first.
+pub(super) async fn admin_only(
+    app: &App,
+    caller: &Caller,
+    client: &Client,
+    method: &http::Method,
+    extensions: &http::Extensions,
+) -> Result<(), Problem> {
+    if caller.role == Role::Admin {
+        return Ok(());
+    }
+    let route = extensions.get::<MatchedPath>().map(MatchedPath::as_str);
+    app.store
+        .record(
+            &caller.scope(),
+            &Entry {
+                origin: &client.origin(&caller.subject),
+                action: action::ACCESS_REFUSE,
+                target_kind: "route",
+                target_id: route,
+                detail: json!({ "method": method.as_str() }),
+            },
+        )
+        .await?;
+    Err(Problem::admin_only())
 }
 
 /// The id in `/v1/sessions/{id}`.

@@ -123,7 +123,7 @@ pub async fn put_messages(
 
 /// Whether this pod may write this session's transcript now. A token that got out of its pod is worth nothing
 /// elsewhere, and soon after the session's end it is worth nothing at all.
-fn admit(session: &Session, claims: &SessionClaims, peer: Option<IpAddr>) -> Result<(), Problem> {
+pub(super) fn admit(session: &Session, claims: &SessionClaims, peer: Option<IpAddr>) -> Result<(), Problem> {
     let wrong_pod = || {
         let detail = "Only the session's own pod may write its transcript.";
         Problem::new(StatusCode::FORBIDDEN, "wrong-pod", "Wrong pod", detail)

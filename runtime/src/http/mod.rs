@@ -1,5 +1,5 @@
 //! The HTTP APIs: the public one under `v1`, the internal one for session pods, and what both need.
-//! May touch: `auth`, `store`, `lifecycle`, `pods::agent`, `metrics`. Nobody but `serve` imports it.
+//! May touch: `auth`, `store`, `lifecycle`, `mcp`, `pods::agent`, `metrics`. Nobody but `serve` imports it.
 
 mod client;
 pub mod docs;
@@ -32,6 +32,7 @@ use crate::audit::proxies::Proxies;
 use crate::auth::Authenticator;
 use crate::auth::session_token::SessionTokens;
 use crate::lifecycle::Lifecycle;
+use crate::mcp::service::Mcp;
 use crate::metrics::Metrics;
 use crate::pods::agent::Agents;
 use crate::store::Store;
@@ -48,6 +49,8 @@ pub struct AppState {
     pub lifecycle: Arc<Lifecycle>,
     /// Calls to pods.
     pub agents: Agents,
+    /// MCP servers.
+    pub mcp: Arc<Mcp>,
     /// Whose word about the client's address is taken.
     pub proxies: Proxies,
     /// Limits of request rates.

@@ -10,6 +10,8 @@ use super::{Store, StoreError};
 const NAMESPACE: i32 = 7001;
 /// The session reconciler's job.
 pub const SESSION_RECONCILER: i32 = 1;
+/// The job of whoever looks at MCP servers.
+pub const MCP_PROBER: i32 = 3;
 
 /// Held while this value lives and its connection works.
 pub struct Leadership {

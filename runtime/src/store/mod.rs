@@ -2,10 +2,13 @@
 //! on the tenant's database role, and row-level security does the rest. May touch: Postgres.
 
 pub mod audit;
+pub mod clients;
+pub mod connections;
 pub mod identity;
 pub mod isolation;
 pub mod leader;
 pub mod messages;
+pub mod observations;
 pub mod sessions;
 pub mod users;
 pub mod workspaces;

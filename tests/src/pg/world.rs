@@ -30,6 +30,8 @@ const ROWS: &[&str] = &[
     "insert into oauth_states (org_id, state_hash, connection_id, user_id, pkce_ciphertext, redirect_uri, expires_at)
      values ('{org}', sha256('{session}'), '{api}', '{user}', decode(repeat('00', 32), 'hex'), 'https://x',
              now() + interval '9 minutes')",
+    "insert into mcp_clients (org_id, id, connection_id, user_id, generation, session)
+     values ('{org}', gen_random_uuid(), '{api}', '{user}', 1, '{}')",
 ];
 
 impl World {
@@ -134,6 +136,13 @@ impl World {
             );
             tx.execute(AssertSqlSafe(statement.replace("{thing}", thing))).await?;
         }
+        let extra = BTreeMap::from([("api".to_owned(), format!("{{{slug}.api}}"))]);
+        let observed = self.fill(
+            "insert into mcp_observations (org_id, connection_id, generation, state)
+             values (app.current_org(), '{api}', 1, 'Ready')",
+            &extra,
+        );
+        tx.execute(AssertSqlSafe(observed)).await?;
         for user in users {
             let extra = ["org", "main", "api"]
                 .map(|n| (n.to_owned(), if n == "org" { slug.clone() } else { format!("{slug}.{n}") }));

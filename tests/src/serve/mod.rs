@@ -3,6 +3,7 @@
 
 pub mod idp;
 pub mod pods;
+pub mod secrets;
 pub mod steps;
 
 use std::net::{IpAddr, SocketAddr};
@@ -29,6 +30,7 @@ use crate::api::Api;
 use crate::pg::{Database, Organization};
 use idp::{Idp, SigningKey};
 use pods::ProcessPods;
+use secrets::MemorySecrets;
 
 /// Everything that the API needs, and replicas of it.
 pub struct Platform {
@@ -38,6 +40,8 @@ pub struct Platform {
     pub idp: Idp,
     /// Its session pods.
     pub pods: Arc<ProcessPods>,
+    /// Secrets of its tenants.
+    pub secrets: Arc<MemorySecrets>,
     /// The key that the identity provider signs with, unless a test wants another.
     pub key: SigningKey,
     /// The key that the runtime signs tokens to and from pods with.
@@ -86,7 +90,7 @@ impl Platform {
         std::fs::write(&signing_key, pem(&private))?;
         let tokens = Arc::new(SessionTokens::from_pem(&pem(&private))?);
         let pods = Arc::new(ProcessPods::new(session_pod, &public_x)?);
-        Ok(Self { db, idp, pods, key, tokens, folder, signing_key })
+        Ok(Self { db, idp, pods, secrets: Arc::default(), key, tokens, folder, signing_key })
     }
 
     /// A configuration whose listeners are on free loopback ports and whose clocks are quick.
@@ -120,6 +124,9 @@ impl Platform {
             session_transcript_bytes: 4 << 20,
             organization_transcript_bytes: 19 << 19,
             start_deadline_seconds: 60,
+            outbound_open_ranges: Vec::new(),
+            cluster_domain: "cluster.local".to_owned(),
+            mcp_probe_seconds: 0,
         }
     }
 
@@ -130,10 +137,10 @@ impl Platform {
 
     /// One more replica, with this configuration.
     pub async fn replica_with(&self, config: ServeConfig) -> Result<Replica> {
-        let pods = Arc::clone(&self.pods);
+        let (pods, secrets) = (Arc::clone(&self.pods), Arc::clone(&self.secrets));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let metrics = Metrics::new()?;
-        let started = runtime.spawn(async move { Server::with_pods(config, pods, metrics).await }).await;
+        let started = runtime.spawn(async move { Server::with_pods(config, pods, secrets, metrics).await }).await;
         let server = match started {
             Ok(Ok(server)) => server,
             refused => {

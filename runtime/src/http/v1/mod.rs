@@ -3,5 +3,6 @@
 pub mod agent;
 pub mod audit;
 pub mod create_session;
+pub mod mcp;
 pub mod sessions;
 pub mod workspaces;

@@ -1,0 +1,76 @@
+//! `/v1/mcp`: connections to MCP servers, a client for each user, and the gateway for agents.
+//! May touch: `store`, `mcp`.
+
+mod body;
+pub mod calls;
+pub mod clients;
+pub mod configurations;
+pub mod gateway;
+mod party;
+mod problem;
+mod relay;
+pub mod test;
+mod used;
+
+use axum::extract::{FromRequestParts, Path};
+use http::request::Parts;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::audit::{Entry, Origin, action};
+use crate::http::App;
+use crate::http::error::Problem;
+use crate::mcp::connection::Connection;
+use crate::mcp::policy;
+use crate::store::{StoreError, TenantScope};
+
+/// Longest name of a tool or a prompt.
+const MAX_NAME_BYTES: usize = 256;
+
+/// The id in `/v1/mcp/configurations/{id}` and `/v1/mcp/gateway/{connection}`.
+pub struct ConfigurationId(pub Uuid);
+
+impl<S: Send + Sync> FromRequestParts<S> for ConfigurationId {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let id = Path::<String>::from_request_parts(parts, state).await.ok().and_then(|Path(text)| text.parse().ok());
+        id.map(Self).ok_or_else(problem::no_such_configuration)
+    }
+}
+
+/// The id in `/v1/mcp/client/{id}`.
+pub struct ClientId(pub Uuid);
+
+impl<S: Send + Sync> FromRequestParts<S> for ClientId {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let id = Path::<String>::from_request_parts(parts, state).await.ok().and_then(|Path(text)| text.parse().ok());
+        id.map(Self).ok_or_else(problem::no_such_client)
+    }
+}
+
+/// A call of a tool, for the audit log: before it is made, and again when it was refused or has failed. The arguments
+/// are the tenant's business; their digest shows afterwards which they were.
+struct CallRecord<'a> {
+    origin: &'a Origin,
+    connection: &'a Connection,
+    tool: &'a str,
+    arguments: &'a Value,
+}
+
+impl CallRecord<'_> {
+    async fn write(&self, app: &App, scope: &TenantScope<'_>, failure: Option<&str>) -> Result<(), StoreError> {
+        let id = self.connection.id.to_string();
+        let mut detail = json!({
+            "connection": self.connection.name, "tool": self.tool, "arguments": policy::digest(self.arguments),
+        });
+        if let Some(failure) = failure {
+            detail["reason"] = json!(failure);
+        }
+        let action = if failure.is_some() { action::MCP_TOOL_CALL_FAIL } else { action::MCP_TOOL_CALL };
+        let entry = Entry { origin: self.origin, action, target_kind: "McpConnection", target_id: Some(&id), detail };
+        app.store.record(scope, &entry).await
+    }
+}

@@ -1,0 +1,273 @@
+//! One request of the gateway on its way: behind the breaker, again when that is safe, and its answer back as it comes,
+//! with the list of tools cut to what the connection lets through. May touch: `mcp`, the audit log.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::StreamExt;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{HeaderMap, HeaderName, StatusCode};
+use serde_json::{Map, Value, json};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::gateway::{json_response, wrapped};
+use super::party::Party;
+use super::{CallRecord, problem};
+use crate::http::App;
+use crate::http::error::Problem;
+use crate::mcp::connection::Transport;
+use crate::mcp::error::{UpstreamError, Verdict};
+use crate::mcp::guards::Ticket;
+use crate::mcp::legacy::Legacy;
+use crate::mcp::policy;
+use crate::mcp::protocol::{Session, is_idempotent};
+use crate::mcp::rpc::{self, Message, code};
+use crate::mcp::service::Loaded;
+use crate::mcp::sse::Event;
+use crate::mcp::upstream::{Answer, Events, Outgoing, Reply, SESSION_ID};
+
+/// A stream on which nothing comes for so long gets a comment: proxies cut silent connections.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// A request that was admitted.
+pub(super) struct Relay {
+    pub(super) app: App,
+    pub(super) party: Party,
+    pub(super) loaded: Loaded,
+    pub(super) id: Value,
+    pub(super) method: String,
+    pub(super) params: Map<String, Value>,
+}
+
+impl Relay {
+    pub(super) async fn run(self, message: Value, headers: HeaderMap) -> Result<Response, Problem> {
+        let began = Instant::now();
+        let sent = if matches!(self.loaded.connection.transport, Transport::Sse(_)) {
+            self.legacy(message).await
+        } else {
+            let outgoing = Outgoing::post(message.to_string(), headers);
+            let (client, target) = (self.app.mcp.client(), self.party.target(&self.loaded));
+            client.begin(target, &outgoing, is_idempotent(&self.method)).await
+        };
+        let (ticket, reply) = match sent {
+            Ok(sent) => sent,
+            Err(error) => {
+                self.over(Some(&error), began).await;
+                if error == UpstreamError::SessionLost {
+                    return Err(problem::session_lost());
+                }
+                return Ok(json_response(&failure(&self.id, &error), None));
+            }
+        };
+        let session = reply.session.as_ref().and_then(|session| wrapped(&self.app, &self.party, &self.loaded, session));
+        match reply.answer {
+            Answer::Accepted => {
+                self.end(ticket, None, began).await;
+                Ok(StatusCode::ACCEPTED.into_response())
+            }
+            Answer::Json(body) => {
+                let (answer, error) = self.look_at(&body).await;
+                self.end(ticket, error.as_ref(), began).await;
+                Ok(json_response(&answer, session))
+            }
+            Answer::Events(events) => {
+                let closing = self.app.closing.clone();
+                let body = self.pass_on(events, ticket, began).take_until(closing.cancelled_owned());
+                Ok(event_response(Body::from_stream(body), session))
+            }
+        }
+    }
+
+    /// A conversation of the older transport, for this one request.
+    async fn legacy(&self, message: Value) -> Result<(Ticket, Reply), UpstreamError> {
+        let (client, target) = (self.app.mcp.client(), self.party.target(&self.loaded));
+        let ticket = client.guards().enter(target).await?;
+        let opened = async {
+            if self.method == "initialize" {
+                let session = client.open_legacy(target).await?.1;
+                return Ok(Answer::Json(Bytes::from(initialized(&self.id, &session).to_string())));
+            }
+            if self.method == "ping" {
+                return Ok(Answer::Json(Bytes::from(rpc::result(&self.id, &json!({})).to_string())));
+            }
+            let (mut legacy, _) = client.open_legacy(target).await?;
+            legacy.tell(client.upstream(), target, &message).await?;
+            Ok(Answer::Events(self.conversation(legacy)))
+        };
+        match opened.await {
+            Ok(answer) => Ok((ticket, Reply { session: None, answer })),
+            Err(error) => {
+                ticket.end(UpstreamError::verdict(&error));
+                Err(error)
+            }
+        }
+    }
+
+    /// What comes on the older transport's stream until the answer, as events of the newer one.
+    fn conversation(&self, mut legacy: Legacy) -> Events {
+        let (app, party, loaded, id) =
+            (Arc::clone(&self.app), self.party.clone(), self.loaded.clone(), self.id.clone());
+        async_stream::stream! {
+            loop {
+                let next = legacy.next(app.mcp.client().upstream(), party.target(&loaded)).await;
+                let (data, last) = match next {
+                    Ok(message) => (message.to_value(), message.answers(&id)),
+                    Err(error) => {
+                        yield Err(error);
+                        return;
+                    }
+                };
+                yield Ok(Event { data: Some(data.to_string()), ..Event::default() });
+                if last {
+                    return;
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn pass_on(
+        mut self,
+        mut events: Events,
+        ticket: Ticket,
+        began: Instant,
+    ) -> impl futures::Stream<Item = Result<Bytes, std::convert::Infallible>> + Send + 'static {
+        async_stream::stream! {
+            let (mut answered, mut error) = (false, None);
+            loop {
+                let event = match tokio::time::timeout(KEEP_ALIVE, events.next()).await {
+                    Err(_) => {
+                        yield Ok(Event::default().encode());
+                        continue;
+                    }
+                    Ok(None) => break,
+                    Ok(Some(Err(failed))) => {
+                        error = Some(failed);
+                        break;
+                    }
+                    Ok(Some(Ok(event))) => event,
+                };
+                match self.event(event).await {
+                    Ok((event, last)) => {
+                        answered |= last;
+                        yield Ok(event.encode());
+                    }
+                    Err(failed) => {
+                        error = Some(failed);
+                        break;
+                    }
+                }
+            }
+            if !answered {
+                let error = error.get_or_insert(UpstreamError::BrokeOff);
+                let text = failure(&self.id, error).to_string();
+                yield Ok(Event { data: Some(text), ..Event::default() }.encode());
+            }
+            // What comes after the answer is nobody's failure.
+            self.end(ticket, error.filter(|_| !answered).as_ref(), began).await;
+        }
+    }
+
+    /// An event as it goes on, and whether it has the answer.
+    async fn event(&mut self, event: Event) -> Result<(Event, bool), UpstreamError> {
+        let Some(data) = event.data.as_ref().filter(|data| !data.trim().is_empty()) else {
+            return Ok((event, false));
+        };
+        let message = Message::parse(data.as_bytes()).map_err(|error| UpstreamError::NotMcp(error.to_string()))?;
+        let last = message.answers(&self.id);
+        let data = if last { self.filtered(message).await } else { message.to_value() };
+        Ok((Event { data: Some(data.to_string()), ..event }, last))
+    }
+
+    /// The answer in a body, or what is said in its place.
+    async fn look_at(&self, body: &Bytes) -> (Value, Option<UpstreamError>) {
+        match Message::parse(body) {
+            // A server that could not read the id answers with null.
+            Ok(message @ Message::Response { .. }) => (self.filtered(message).await, None),
+            Ok(_) => {
+                let error = UpstreamError::NotMcp("its answer is a request".to_owned());
+                (failure(&self.id, &error), Some(error))
+            }
+            Err(error) => {
+                let error = UpstreamError::NotMcp(error.to_string());
+                (failure(&self.id, &error), Some(error))
+            }
+        }
+    }
+
+    /// A list of tools without those that are not let through; anything else as it is.
+    async fn filtered(&self, message: Message) -> Value {
+        let Message::Response { id, outcome: Ok(mut result) } = message else { return message.to_value() };
+        if self.method == "tools/list" {
+            let mut loaded = self.loaded.clone();
+            let seen = policy::digests(&result);
+            if let Err(error) = self.app.mcp.seen(&self.party.caller.organization, &mut loaded, &seen, false).await {
+                tracing::warn!(%error, connection = %loaded.connection.id, "cannot keep what was seen of its tools");
+            }
+            loaded.filter(&mut result);
+        }
+        rpc::result(&id, &result)
+    }
+
+    async fn end(&self, ticket: Ticket, error: Option<&UpstreamError>, began: Instant) {
+        ticket.end(error.map_or(Verdict::Healthy, UpstreamError::verdict));
+        self.over(error, began).await;
+    }
+
+    /// Metrics, and the audit row of a call that has failed.
+    async fn over(&self, error: Option<&UpstreamError>, began: Instant) {
+        let kind = error.map(UpstreamError::kind);
+        self.app.mcp.told(self.party.target(&self.loaded), &self.method, kind, began);
+        let (Some(kind), "tools/call") = (kind, self.method.as_str()) else { return };
+        let record = CallRecord {
+            origin: &self.party.origin,
+            connection: &self.loaded.connection,
+            tool: self.params.get("name").and_then(Value::as_str).unwrap_or_default(),
+            arguments: self.params.get("arguments").unwrap_or(&Value::Null),
+        };
+        if let Err(error) = record.write(&self.app, &self.party.caller.scope(), Some(kind)).await {
+            tracing::error!(%error, connection = %self.loaded.connection.id, "a failed call is not in the audit log");
+        }
+    }
+}
+
+fn failure(id: &Value, error: &UpstreamError) -> Value {
+    rpc::error(id, code::SERVER_FAILED, &error.to_string(), error.kind())
+}
+
+fn initialized(id: &Value, session: &Session) -> Value {
+    let Session { protocol, server, capabilities, .. } = session;
+    rpc::result(id, &json!({ "protocolVersion": protocol, "serverInfo": server, "capabilities": capabilities }))
+}
+
+fn event_response(body: Body, session: Option<HeaderValue>) -> Response {
+    let mut response = body.into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    // Proxies that collect what they pass on would hold progress back.
+    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    if let Some(session) = session {
+        headers.insert(SESSION_ID, session);
+    }
+    response
+}
+
+/// The server's own stream, as it comes.
+pub(super) fn stream(app: &App, mut events: Events, place: OwnedSemaphorePermit) -> Response {
+    let held = app.metrics.stream();
+    let body = async_stream::stream! {
+        let _held = (held, place);
+        loop {
+            match tokio::time::timeout(KEEP_ALIVE, events.next()).await {
+                Err(_) => yield Ok::<_, std::convert::Infallible>(Event::default().encode()),
+                Ok(Some(Ok(event))) => yield Ok(event.encode()),
+                // The other side connects again, with the id of the last event.
+                Ok(None | Some(Err(_))) => return,
+            }
+        }
+    };
+    event_response(Body::from_stream(body.take_until(app.closing.clone().cancelled_owned())), None)
+}

@@ -1,0 +1,297 @@
+//! The client: opens a session with a server, whichever version of the protocol it speaks, and asks it. A session is
+//! plain data, so that a replica can go on with one that another has opened. May touch: servers, through `upstream`.
+
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable};
+use futures::StreamExt;
+use http::{HeaderMap, HeaderValue, Method};
+use moka::sync::Cache;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::connection::Transport;
+use super::error::{UpstreamError, Verdict};
+use super::guards::{Guards, Ticket};
+use super::legacy::Legacy;
+use super::protocol::{
+    STATELESS, Session, answer_to_server, initialize_params, is_idempotent, outcome, own_info, session_of,
+    standard_headers,
+};
+use super::rpc::{self, Message};
+use super::upstream::{Answer, Outgoing, PROTOCOL_VERSION, Reply, SESSION_ID, Target, Upstream};
+
+/// A server that does not know `server/discover` may not answer at all.
+const DISCOVER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a server is remembered to want `initialize`.
+const REMEMBERED: Duration = Duration::from_secs(600);
+const RETRIES: usize = 2;
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+
+/// Asks servers.
+pub struct McpClient {
+    upstream: Upstream,
+    guards: Guards,
+    /// Connections, by generation, whose servers want `initialize`.
+    initialize: Cache<(Uuid, Uuid, i64), ()>,
+}
+
+impl McpClient {
+    /// Nobody was asked yet.
+    pub fn new(upstream: Upstream) -> Self {
+        let initialize = Cache::builder().max_capacity(100_000).time_to_live(REMEMBERED).build();
+        Self { upstream, guards: Guards::default(), initialize }
+    }
+
+    /// For whoever passes messages on.
+    pub fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+
+    /// Breakers and places.
+    pub fn guards(&self) -> &Guards {
+        &self.guards
+    }
+
+    /// Opens a session.
+    pub async fn open(&self, target: Target<'_>) -> Result<Session, UpstreamError> {
+        self.guarded(target, true, || self.open_once(target)).await
+    }
+
+    /// Asks within a session; what can be asked twice is asked again when that may help.
+    pub async fn ask(
+        &self,
+        target: Target<'_>,
+        session: &Session,
+        method: &str,
+        params: &Map<String, Value>,
+    ) -> Result<Value, UpstreamError> {
+        self.guarded(target, is_idempotent(method), || self.ask_once(target, session, method, params)).await
+    }
+
+    /// All pages of a list, as one result.
+    pub async fn list(
+        &self,
+        target: Target<'_>,
+        session: &Session,
+        method: &str,
+        field: &str,
+    ) -> Result<Value, UpstreamError> {
+        const MOST_PAGES: usize = 50;
+        const MOST_ITEMS: usize = 2000;
+        let (mut items, mut params) = (Vec::new(), Map::new());
+        for _ in 0..MOST_PAGES {
+            let mut page = self.ask(target, session, method, &params).await?;
+            if let Some(Value::Array(more)) = page.get_mut(field).map(Value::take) {
+                items.extend(more);
+            }
+            items.truncate(MOST_ITEMS);
+            match page.get_mut("nextCursor").map(Value::take) {
+                Some(Value::String(cursor)) if items.len() < MOST_ITEMS => {
+                    params.insert("cursor".to_owned(), Value::String(cursor));
+                }
+                _ => break,
+            }
+        }
+        Ok(json!({ field: items }))
+    }
+
+    /// Ends a session; a server that does not know how is left alone.
+    pub async fn close(&self, target: Target<'_>, session: &Session) {
+        let Some(headers) = session.id.as_ref().and_then(|_| headers(session, "", &Map::new()).ok()) else {
+            return;
+        };
+        let outgoing = Outgoing { method: Method::DELETE, url: None, body: None, headers };
+        if let Err(error) = self.upstream.exchange(target, &outgoing).await {
+            tracing::debug!(connection = %target.connection.id, %error, "the server keeps a session");
+        }
+    }
+
+    /// Runs calls behind the breaker, each with a place of its own.
+    async fn guarded<T, F>(
+        &self,
+        target: Target<'_>,
+        again: bool,
+        call: impl Fn() -> F + Send + Sync,
+    ) -> Result<T, UpstreamError>
+    where
+        F: Future<Output = Result<T, UpstreamError>> + Send,
+        T: Send,
+    {
+        let once = || async {
+            let ticket: Ticket = self.guards.enter(target).await?;
+            let outcome = call().await;
+            ticket.end(outcome.as_ref().map_or_else(UpstreamError::verdict, |_| Verdict::Healthy));
+            outcome
+        };
+        once.retry(delays(again)).when(UpstreamError::is_passing).await
+    }
+
+    /// Sends something whose answer somebody else reads: the ticket is theirs to end.
+    pub async fn begin(
+        &self,
+        target: Target<'_>,
+        outgoing: &Outgoing,
+        again: bool,
+    ) -> Result<(Ticket, Reply), UpstreamError> {
+        let once = || async {
+            let ticket = self.guards.enter(target).await?;
+            match self.upstream.exchange(target, outgoing).await {
+                Ok(reply) => Ok((ticket, reply)),
+                Err(error) => {
+                    ticket.end(error.verdict());
+                    Err(error)
+                }
+            }
+        };
+        once.retry(delays(again)).when(UpstreamError::is_passing).await
+    }
+
+    async fn open_once(&self, target: Target<'_>) -> Result<Session, UpstreamError> {
+        let connection = target.connection;
+        if matches!(connection.transport, Transport::Sse(_)) {
+            let (_, session) = self.open_legacy(target).await?;
+            return Ok(session);
+        }
+        let key = (target.organization.id, connection.id, connection.generation);
+        if !self.initialize.contains_key(&key)
+            && let Some(session) = self.discover(target).await?
+        {
+            return Ok(session);
+        }
+        let session = self.initialize(target).await?;
+        self.initialize.insert(key, ());
+        Ok(session)
+    }
+
+    /// None: it is a server of before, or one that does not know this version.
+    async fn discover(&self, target: Target<'_>) -> Result<Option<Session>, UpstreamError> {
+        let stateless =
+            Session { protocol: STATELESS.to_owned(), id: None, server: Value::Null, capabilities: Value::Null };
+        let nothing = Map::new();
+        let asking = self.ask_once(target, &stateless, "server/discover", &nothing);
+        let found = match tokio::time::timeout(DISCOVER_PATIENCE, asking).await {
+            Ok(Ok(found)) => found,
+            Err(_)
+            | Ok(Err(
+                UpstreamError::Rpc { .. }
+                | UpstreamError::Status(_)
+                | UpstreamError::NotMcp(_)
+                | UpstreamError::BrokeOff
+                | UpstreamError::SessionLost,
+            )) => return Ok(None),
+            Ok(Err(error)) => return Err(error),
+        };
+        let known = found["supportedVersions"].as_array().is_some_and(|all| all.contains(&json!(STATELESS)));
+        Ok(known.then(|| Session {
+            server: found["_meta"]["io.modelcontextprotocol/serverInfo"].clone(),
+            capabilities: found["capabilities"].clone(),
+            ..stateless
+        }))
+    }
+
+    async fn initialize(&self, target: Target<'_>) -> Result<Session, UpstreamError> {
+        let id = json!(0);
+        let message = rpc::request(&id, "initialize", &initialize_params());
+        let (result, session) = self.round(target, HeaderMap::new(), &id, &message).await?;
+        let session = session_of(&result, session)?;
+        let headers = headers(&session, "notifications/initialized", &Map::new())?;
+        let message = rpc::notification("notifications/initialized").to_string();
+        self.upstream.exchange(target, &Outgoing::post(message, headers)).await?;
+        Ok(session)
+    }
+
+    /// A conversation of the older transport, and what the server says of itself in it.
+    pub async fn open_legacy(&self, target: Target<'_>) -> Result<(Legacy, Session), UpstreamError> {
+        let mut legacy = Legacy::open(&self.upstream, target).await?;
+        let id = json!(0);
+        let result =
+            legacy.ask(&self.upstream, target, &id, &rpc::request(&id, "initialize", &initialize_params())).await?;
+        let session = session_of(&result, None)?;
+        legacy.tell(&self.upstream, target, &rpc::notification("notifications/initialized")).await?;
+        Ok((legacy, session))
+    }
+
+    async fn ask_once(
+        &self,
+        target: Target<'_>,
+        session: &Session,
+        method: &str,
+        params: &Map<String, Value>,
+    ) -> Result<Value, UpstreamError> {
+        let id = json!(1);
+        if matches!(target.connection.transport, Transport::Sse(_)) {
+            let (mut legacy, _) = self.open_legacy(target).await?;
+            return legacy.ask(&self.upstream, target, &id, &rpc::request(&id, method, params)).await;
+        }
+        let mut params = params.clone();
+        if session.protocol == STATELESS {
+            let meta = params.entry("_meta").or_insert_with(|| json!({}));
+            meta["io.modelcontextprotocol/protocolVersion"] = json!(STATELESS);
+            meta["io.modelcontextprotocol/clientInfo"] = own_info();
+            meta["io.modelcontextprotocol/clientCapabilities"] = json!({});
+        }
+        let headers = headers(session, method, &params)?;
+        let (result, _) = self.round(target, headers, &id, &rpc::request(&id, method, &params)).await?;
+        Ok(result)
+    }
+
+    /// One request and its answer over streamable HTTP.
+    async fn round(
+        &self,
+        target: Target<'_>,
+        headers: HeaderMap,
+        id: &Value,
+        message: &Value,
+    ) -> Result<(Value, Option<HeaderValue>), UpstreamError> {
+        let reply = self.upstream.exchange(target, &Outgoing::post(message.to_string(), headers.clone())).await?;
+        match reply.answer {
+            Answer::Accepted => Err(UpstreamError::NotMcp("it has no answer to a request".to_owned())),
+            Answer::Json(body) => {
+                let answer = Message::parse(&body).map_err(|error| UpstreamError::NotMcp(error.to_string()))?;
+                let result = outcome(answer, id).unwrap_or_else(|_| {
+                    Err(UpstreamError::NotMcp("it answers a request that was not sent".to_owned()))
+                })?;
+                Ok((result, reply.session))
+            }
+            Answer::Events(mut events) => {
+                while let Some(event) = events.next().await {
+                    let Some(data) = event?.data.filter(|data| !data.trim().is_empty()) else { continue };
+                    let message =
+                        Message::parse(data.as_bytes()).map_err(|error| UpstreamError::NotMcp(error.to_string()))?;
+                    match outcome(message, id) {
+                        Ok(result) => return Ok((result?, reply.session)),
+                        Err(other) => {
+                            if let Some(answer) = answer_to_server(&other) {
+                                let outgoing = Outgoing::post(answer.to_string(), headers.clone());
+                                self.upstream.exchange(target, &outgoing).await?;
+                            }
+                        }
+                    }
+                }
+                Err(UpstreamError::BrokeOff)
+            }
+        }
+    }
+}
+
+fn headers(session: &Session, method: &str, params: &Map<String, Value>) -> Result<HeaderMap, UpstreamError> {
+    let value = |text: &str| {
+        HeaderValue::from_str(text)
+            .map_err(|_| UpstreamError::NotMcp("its session id or version is no header's value".to_owned()))
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert(PROTOCOL_VERSION, value(&session.protocol)?);
+    if let Some(id) = &session.id {
+        headers.insert(SESSION_ID, value(id)?);
+    }
+    if session.protocol == STATELESS && !method.is_empty() {
+        headers.extend(standard_headers(method, params));
+    }
+    Ok(headers)
+}
+
+fn delays(again: bool) -> ExponentialBuilder {
+    let times = if again { RETRIES } else { 0 };
+    ExponentialBuilder::default().with_min_delay(FIRST_DELAY).with_max_times(times).with_jitter()
+}
