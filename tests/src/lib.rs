@@ -6,7 +6,6 @@ pub mod chaos;
 pub mod chart;
 pub mod cluster;
 pub mod fakemodel;
-pub mod fastmcp;
 pub mod mcp;
 pub mod pg;
 pub mod serve;

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use agentapi_runtime::mcp_stdio::{self, StdioArgs};
-use agentapi_tests::cluster::eventually;
-use agentapi_tests::fastmcp;
+use agentapi_tests::cluster::{eventually, repo};
+use agentapi_tests::mcp::fastmcp;
 use futures::future::join_all;
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{Client, Method, Response, StatusCode};
@@ -37,8 +37,8 @@ impl Pod {
     }
 
     async fn demo(max_sessions: usize) -> Self {
-        let python = fastmcp::python().unwrap().display().to_string();
-        let server = fastmcp::server().display().to_string();
+        let python = tokio::task::spawn_blocking(fastmcp::python).await.unwrap().unwrap().display().to_string();
+        let server = repo().join("images/mcp-server/server.py").display().to_string();
         Self::of(["env", "TRANSPORT=stdio", &python, &server].map(str::to_owned).to_vec(), max_sessions).await
     }
 

@@ -55,7 +55,6 @@ pub(crate) fn main(args: &Args) -> Result<()> {
             ("HELM", cluster::helm()?),
             ("PROMTOOL", debian::unpacked("promtool", "prometheus")?),
             ("AGENTAPI_FUZZ_SECONDS", PathBuf::from(FUZZ_SECONDS)),
-            ("FASTMCP", fastmcp()?),
         ];
         cargo("unit, property, database and API tests", &["test", "--workspace", "--all-targets"], &env)?;
     }
@@ -117,35 +116,6 @@ fn conformance_client() -> Result<PathBuf> {
         })?;
     }
     Ok(program)
-}
-
-/// The Python of a virtual environment with fastmcp, for MCP servers that are real.
-fn fastmcp() -> Result<PathBuf> {
-    let dir = paths::cache()?.join("fastmcp");
-    let list = paths::repo().join("images/mcp-server/requirements.txt");
-    let (made, python) = (dir.join("requirements.txt"), dir.join("bin/python"));
-    if std::fs::read(&made).ok() != Some(std::fs::read(&list)?) {
-        section("pip install fastmcp", || {
-            debian::ensure(&[("/usr/lib/python3.11/ensurepip/__init__.py", "python3-venv")])?;
-            let log = paths::logs()?.join("fastmcp.log");
-            sh::logged(Command::new("/usr/bin/python3").args(["-m", "venv", "--clear"]).arg(&dir), &log)?;
-            let mut pip = Command::new(&python);
-            pip.args([
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--no-deps",
-                "--only-binary",
-                ":all:",
-                "--require-hashes",
-                "-r",
-            ]);
-            sh::logged(pip.arg(&list), &log)?;
-            std::fs::copy(&list, &made).map(drop).context("cannot note what is installed")
-        })?;
-    }
-    Ok(python)
 }
 
 fn cargo(name: &str, args: &[&str], env: &[(&str, PathBuf)]) -> Result<()> {

@@ -76,7 +76,9 @@ pub fn status(connection: &McpConnection, state: &State, now: Timestamp) -> McpC
         observed_generation: generation,
         connection_id: id,
         protocol_version: observation.and_then(|it| it.protocol.clone()),
-        tool_count: observation.map(|it| i32::try_from(it.tools.len()).unwrap_or(i32::MAX)),
+        tool_count: observation
+            .filter(|it| tools_are_known(connection, it))
+            .map(|it| i32::try_from(it.tools.len()).unwrap_or(i32::MAX)),
         tools: observation.map(|it| it.tools.iter().take(MOST_TOOLS).map(shown).collect()).unwrap_or_default(),
         last_probe: old.last_probe.clone(),
         conditions: merge(&of_others(&old.conditions, &sayings), &sayings, generation, now),
@@ -132,22 +134,35 @@ fn ready(connection: &McpConnection, seen: &Seen) -> Saying {
     if observation.quarantined {
         return Saying::no(READY, reason::TOOLS_CHANGED, quarantine(observation));
     }
-    let message = observation.message.clone();
-    let why = match observation.state.as_str() {
-        "Ready" => {
-            let message = format!("the server answers and has {} tools", observation.tools.len());
-            return Saying::yes(READY, reason::RECONCILED, message);
-        }
-        "NeedsCredentials" => match observation.authorization.as_deref() {
-            Some("NeedsConsent") => reason::NEEDS_CONSENT,
-            Some("Revoked") => reason::REVOKED,
-            _ => reason::NEEDS_CREDENTIALS,
-        },
-        "AddressRefused" => reason::ADDRESS_REFUSED,
-        "ProtocolError" => reason::PROTOCOL_ERROR,
+    if observation.state == "Ready" {
+        let message = if tools_are_known(connection, observation) {
+            format!("the server answers and has {} tools", observation.tools.len())
+        } else {
+            "users have consented; the server's tools are known as soon as one of them uses it".to_owned()
+        };
+        return Saying::yes(READY, reason::RECONCILED, message);
+    }
+    let why = wrong(observation);
+    Saying::no(READY, why, observation.message.clone().unwrap_or_else(|| advice(why).to_owned()))
+}
+
+/// The runtime itself has the consent of no user, so it may not have seen the tools.
+fn tools_are_known(connection: &McpConnection, observation: &Observation) -> bool {
+    connection.spec.auth.oauth.is_none() || !observation.tools.is_empty()
+}
+
+/// The runtime's words for what is wrong are more than a resource needs.
+fn wrong(observation: &Observation) -> &'static str {
+    match (observation.state.as_str(), observation.authorization.as_deref()) {
+        ("NeedsConsent", _) | ("NoCredentials" | "Unauthorized", Some("NeedsConsent")) => reason::NEEDS_CONSENT,
+        ("ConsentRevoked", _) | ("NoCredentials" | "Unauthorized", Some("Revoked")) => reason::REVOKED,
+        ("NoCredentials" | "Unauthorized", _) => reason::NEEDS_CREDENTIALS,
+        ("AddressRefused", _) => reason::ADDRESS_REFUSED,
+        ("ProtocolError", _) => reason::PROTOCOL_ERROR,
+        ("BreakerOpen", _) => reason::BREAKER_OPEN,
+        ("Unusable", _) => reason::INVALID,
         _ => reason::UNREACHABLE,
-    };
-    Saying::no(READY, why, message.unwrap_or_else(|| advice(why).to_owned()))
+    }
 }
 
 /// What to do, where the runtime does not say it.
@@ -186,9 +201,12 @@ fn authorized(connection: &McpConnection, seen: &Seen) -> Saying {
                 "the consent ends soon and can't be renewed; a user consents again through POST /v1/oauth/init";
             Saying::yes(AUTHORIZED, reason::EXPIRING, message)
         }
-        (_, "NeedsCredentials") => Saying::no(AUTHORIZED, reason::NEEDS_CREDENTIALS, said(reason::NEEDS_CREDENTIALS)),
-        (_, "Unreachable" | "AddressRefused") if auth.oauth.is_none() => {
-            Saying::unknown(AUTHORIZED, reason::UNREACHABLE, "the server can't be reached")
+        (_, "NoCredentials" | "Unauthorized") => {
+            Saying::no(AUTHORIZED, reason::NEEDS_CREDENTIALS, said(reason::NEEDS_CREDENTIALS))
+        }
+        // Whether a fixed credential is any good, only the server can tell.
+        (None, state) if state != "Ready" && !observation.quarantined => {
+            Saying::unknown(AUTHORIZED, wrong(observation), "the server did not say; see the condition Ready")
         }
         _ => Saying::yes(AUTHORIZED, reason::AUTHORIZED, "the server lets the runtime in"),
     }

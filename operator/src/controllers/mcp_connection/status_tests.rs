@@ -73,9 +73,9 @@ fn every_state_says_what_it_is_and_what_to_do() {
                 }),
             ),
         ),
-        ("nobody consented", lines(&with_oauth(), &consent("NeedsConsent", "NeedsCredentials"))),
+        ("nobody consented", lines(&with_oauth(), &consent("NeedsConsent", "NeedsConsent"))),
         ("consent ends", lines(&with_oauth(), &consent("Expiring", "Ready"))),
-        ("consent taken back", lines(&with_oauth(), &consent("Revoked", "NeedsCredentials"))),
+        ("consent taken back", lines(&with_oauth(), &consent("Revoked", "ConsentRevoked"))),
         ("tools changed", lines(&with_oauth(), &seen(Observation { quarantined: true, pinned, ..observed() }))),
         (
             "breaker",
@@ -101,7 +101,13 @@ fn every_state_says_what_it_is_and_what_to_do() {
 #[case("Unreachable", reason::UNREACHABLE)]
 #[case("ProtocolError", reason::PROTOCOL_ERROR)]
 #[case("AddressRefused", reason::ADDRESS_REFUSED)]
-#[case("NeedsCredentials", reason::NEEDS_CREDENTIALS)]
+#[case("NoCredentials", reason::NEEDS_CREDENTIALS)]
+#[case("Unauthorized", reason::NEEDS_CREDENTIALS)]
+#[case("NeedsConsent", reason::NEEDS_CONSENT)]
+#[case("ConsentRevoked", reason::REVOKED)]
+#[case("BreakerOpen", reason::BREAKER_OPEN)]
+#[case("Unusable", reason::INVALID)]
+#[case("TimedOut", reason::UNREACHABLE)]
 #[case("a word of a newer runtime", reason::UNREACHABLE)]
 fn what_is_wrong_is_the_reason(#[case] state: &str, #[case] expected: &str) {
     let shown = status(&github(), &seen(Observation { state: state.into(), ..observed() }), Timestamp::UNIX_EPOCH);
@@ -139,4 +145,24 @@ fn what_no_longer_holds_is_not_left_standing() {
     let shown = status(&connection, &refused, Timestamp::UNIX_EPOCH);
     assert_eq!(shown.conditions.len(), 2, "{:?}", shown.conditions);
     assert!(shown.tools.is_empty() && shown.protocol_version.is_none() && shown.last_probe.is_none());
+}
+
+#[test]
+fn tools_that_only_users_may_see_are_not_counted_as_none() {
+    let authorization = Some("Authorized".to_owned());
+    let state = seen(Observation { tools: Vec::new(), authorization, ..observed() });
+    let shown = status(&with_oauth(), &state, Timestamp::UNIX_EPOCH);
+    assert_eq!(shown.tool_count, None);
+    assert!(lines(&with_oauth(), &state)[1].contains("Ready=True"), "{:?}", lines(&with_oauth(), &state));
+    assert_eq!(status(&github(), &state, Timestamp::UNIX_EPOCH).tool_count, Some(0));
+}
+
+#[test]
+fn whether_a_fixed_token_is_good_is_not_guessed() {
+    let mut connection = github();
+    connection.spec.auth = serde_json::from_value(json!({"bearer": {"secretRef": {"name": "a", "key": "b"}}})).unwrap();
+    let said = |state: &str| lines(&connection, &seen(Observation { state: state.into(), ..observed() }))[2].clone();
+    assert!(said("Ready").starts_with("Authorized=True Authorized"), "{}", said("Ready"));
+    assert!(said("Unauthorized").starts_with("Authorized=False NeedsCredentials"), "{}", said("Unauthorized"));
+    assert!(said("Unreachable").starts_with("Authorized=Unknown Unreachable"), "{}", said("Unreachable"));
 }
