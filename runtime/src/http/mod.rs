@@ -2,6 +2,7 @@
 //! May touch: `auth`, `store`, `lifecycle`, `mcp`, `pods::agent`, `metrics`. Nobody but `serve` imports it.
 
 mod client;
+mod connect;
 pub mod docs;
 pub mod error;
 pub mod extract;
@@ -34,6 +35,7 @@ use crate::auth::session_token::SessionTokens;
 use crate::lifecycle::Lifecycle;
 use crate::mcp::service::Mcp;
 use crate::metrics::Metrics;
+use crate::oauth::OAuth;
 use crate::pods::agent::Agents;
 use crate::store::Store;
 
@@ -55,6 +57,8 @@ pub struct AppState {
     pub proxies: Proxies,
     /// Limits of request rates.
     pub rates: rate_limit::RateLimits,
+    /// Users' consents to MCP servers, where they are configured.
+    pub oauth: Option<Arc<OAuth>>,
     /// What session pods may do.
     pub internal: internal::InternalApi,
     /// Counters.

@@ -4,5 +4,6 @@ pub mod agent;
 pub mod audit;
 pub mod create_session;
 pub mod mcp;
+pub mod oauth;
 pub mod sessions;
 pub mod workspaces;
