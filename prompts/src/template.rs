@@ -1,0 +1,189 @@
+//! Templates of policies: minijinja with fuel, strict about what is undefined. Fuel pays for instructions and for
+//! every 64 bytes that a template makes, so it bounds time and memory both. Pure.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
+
+use crate::facts::{Facts, NAMES};
+
+/// Longest rendered text of one policy, in bytes.
+pub const MAX_RENDERED_BYTES: usize = 64 * 1024;
+/// Enough for the longest text and a loop over a hundred tools; about 1.5 MB of memory.
+const FUEL: u64 = 25_000;
+
+static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
+    let mut environment = Environment::new();
+    environment.set_fuel(Some(FUEL));
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    // It would show all variables, and nobody needs it.
+    environment.remove_global("debug");
+    environment
+});
+
+/// What is wrong with a template, with line and column: it does not parse, names a variable that will not be there, or
+/// does not work out with example values.
+pub fn check(template: &str, variables: &BTreeMap<String, String>) -> Result<(), String> {
+    if let Some(taken) = variables.keys().find(|name| NAMES.contains(&name.as_str())) {
+        return Err(format!("line 1, column 1: variables.{taken} would hide the platform's own {taken}; rename it"));
+    }
+    let parsed =
+        ENVIRONMENT.template_from_named_str("template", template).map_err(|error| describe(&error, template))?;
+    let known = |name: &str| {
+        NAMES.contains(&name) || variables.contains_key(name) || ENVIRONMENT.globals().any(|(global, _)| global == name)
+    };
+    let mut unknown: Vec<String> = parsed.undeclared_variables(false).into_iter().filter(|name| !known(name)).collect();
+    unknown.sort();
+    if let Some(name) = unknown.first() {
+        let (line, column) = first_use(template, name);
+        let names = NAMES.join(", ");
+        return Err(format!(
+            "line {line}, column {column}: there is no variable {name}; declare it in variables, or use one of {names}"
+        ));
+    }
+    render(template, variables, &Facts::example()).map(|_| ())
+}
+
+/// The text of a template. The error has line and column.
+pub fn render(template: &str, variables: &BTreeMap<String, String>, facts: &Facts) -> Result<String, String> {
+    let rendered = ENVIRONMENT
+        .template_from_named_str("template", template)
+        .and_then(|parsed| parsed.render(facts.context(variables)))
+        .map_err(|error| describe(&error, template))?;
+    if rendered.len() > MAX_RENDERED_BYTES {
+        return Err(format!(
+            "line 1, column 1: the text has {} bytes when it is rendered, and {MAX_RENDERED_BYTES} are allowed",
+            rendered.len()
+        ));
+    }
+    Ok(rendered)
+}
+
+fn describe(error: &Error, template: &str) -> String {
+    let what = match error.kind() {
+        ErrorKind::OutOfFuel => "the template takes too long or makes too much text; make it simpler".to_owned(),
+        kind => error.detail().map_or_else(|| kind.to_string(), str::to_owned),
+    };
+    let (line, column) = match error.range() {
+        Some(range) => position(template, range.start),
+        None => (error.line().unwrap_or(1), 1),
+    };
+    format!("line {line}, column {column}: {what}")
+}
+
+/// Where a variable stands first, as a word within markup if that can be told.
+fn first_use(template: &str, name: &str) -> (usize, usize) {
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    let whole =
+        |offset: &usize| !template[..*offset].ends_with(word) && !template[offset + name.len()..].starts_with(word);
+    let in_markup = |offset: &usize| {
+        let before = &template[..*offset];
+        before.rfind("{{").max(before.rfind("{%")) > before.rfind("}}").max(before.rfind("%}"))
+    };
+    let mut uses = template.match_indices(name).map(|(offset, _)| offset).filter(whole);
+    let place = uses.clone().find(in_markup).or_else(|| uses.next());
+    position(template, place.unwrap_or_default())
+}
+
+/// Line and column, counted from 1 in characters.
+fn position(template: &str, offset: usize) -> (usize, usize) {
+    let before = template.get(..offset).unwrap_or(template);
+    let line = before.matches('\n').count() + 1;
+    let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    (line, before[start..].chars().count() + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    fn none() -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
+    fn problem(template: &str) -> String {
+        check(template, &none()).unwrap_err()
+    }
+
+    #[test]
+    fn a_bad_template_is_named_by_line_and_column() {
+        let seen = problem("You are kind.\nÄrger: {{ user.name | }}\n");
+        assert!(seen.starts_with("line 2, column "), "{seen}");
+        let column: usize = seen.split("column ").nth(1).unwrap().split(':').next().unwrap().parse().unwrap();
+        assert!((9..=24).contains(&column), "{seen}");
+        assert!(problem("{% if user %}never closed").starts_with("line 1, column "));
+    }
+
+    #[test]
+    fn good_templates_are_good() {
+        let own = BTreeMap::from([("team".to_owned(), "core".to_owned())]);
+        for good in [
+            "Hello {{ user }}{% for t in tools %}\n- {{ t }} {{ loop.index }}{% endfor %}",
+            "no markup at all",
+            "{% if agent == 'claude' and tools %}{{ organization | upper }}/{{ workspace }} on {{ date }}{% endif %}",
+            "{% set greeting = 'Hi ' ~ user %}{{ greeting }}, {{ team }}",
+            "{% for i in range(3) %}{{ i }}{% endfor %}",
+        ] {
+            assert_eq!(check(good, &own), Ok(()), "{good}");
+        }
+    }
+
+    #[test]
+    fn a_variable_that_will_not_be_there_is_found_before_it_is_missed() {
+        let seen = problem("Be kind.\n{% if date == 'never' %}{{ projekt }}{% endif %}");
+        assert!(seen.starts_with("line 2, column 28: there is no variable projekt"), "{seen}");
+        assert!(seen.contains("organization, workspace, user"), "{seen}");
+        // The word in the text is not the variable.
+        assert!(problem("team? {{ team }}").starts_with("line 1, column 10: "), "{}", problem("team? {{ team }}"));
+        assert!(problem("{{ user.email }}").starts_with("line 1, column "), "an attribute that is not there");
+        assert!(problem("{{ debug() }}").contains("no variable debug"));
+    }
+
+    #[test]
+    fn the_platforms_own_variables_can_not_be_hidden() {
+        let own = BTreeMap::from([("user".to_owned(), "root".to_owned())]);
+        assert!(check("{{ user }}", &own).unwrap_err().contains("variables.user"));
+        assert_eq!(render("{{ user }}", &own, &Facts::example()), Ok("alice@example.com".to_owned()));
+    }
+
+    #[test]
+    fn no_template_takes_long_or_much() {
+        let double = "{% set a = 'aaaaaaaaaaaaaaaa' %}".to_owned() + &"{% set a = a ~ a %}".repeat(40) + "{{ a }}";
+        for greedy in [
+            double.as_str(),
+            "{{ 'x' * 1000000000 }}",
+            "{% for i in range(100000) %}{% for j in range(100000) %}x{% endfor %}{% endfor %}",
+            "{{ ('a' * 1000) | replace('a', 'b' * 1000) }}{{ 'x' | indent(1000000000) }}",
+            "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        ] {
+            assert!(check(greedy, &none()).is_err(), "{greedy}");
+        }
+        assert!(problem(&"x".repeat(MAX_RENDERED_BYTES + 1)).contains("are allowed"));
+        assert_eq!(check(&"x".repeat(MAX_RENDERED_BYTES), &none()), Ok(()));
+    }
+
+    #[test]
+    fn nothing_else_is_read_or_included() {
+        for reaching in ["{% include '/etc/passwd' %}", "{% extends 'base' %}", "{% import 'x' as y %}{{ y }}"] {
+            assert!(check(reaching, &none()).is_err(), "{reaching}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_check_fail_itself(template in "(\\PC|[{}%|\n]){0,200}") {
+            let _ = check(&template, &none());
+        }
+
+        #[test]
+        fn what_was_checked_renders_for_everybody(user in "\\PC{0,40}", tools in prop::collection::vec("[a-z]{1,8}", 0..20)) {
+            let template = "{{ user }} of {{ organization }}{% for t in tools %}\n- {{ t }}{% endfor %}";
+            prop_assert_eq!(check(template, &none()), Ok(()));
+            let facts = Facts::new("acme", "web", &user, "claude", "2026-11-26", &tools);
+            prop_assert!(render(template, &none(), &facts).is_ok());
+        }
+    }
+}
