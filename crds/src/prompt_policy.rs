@@ -25,6 +25,12 @@ use std::collections::BTreeMap;
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = "1"),
+    printcolumn(name = "Mode", type_ = "string", json_path = ".spec.injection.mode", priority = "1"),
+    printcolumn(name = "Lines", type_ = "integer", json_path = ".status.effective.lines", priority = "1"),
+    printcolumn(name = "Bytes", type_ = "integer", json_path = ".status.effective.bytes", priority = "1"),
+    printcolumn(name = "Generation", type_ = "integer", json_path = ".status.activeGeneration", priority = "1"),
+    printcolumn(name = "Shadowed by", type_ = "string", json_path = ".status.effective.shadowedBy", priority = "1"),
+    printcolumn(name = "Digest", type_ = "string", json_path = ".status.effective.digest", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = ("self.metadata.name.matches('^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$')", "a PromptPolicy's name is 1 to 63 characters of a-z, 0-9 and -, starting with a letter, for example house-rules")
 )]
@@ -114,8 +120,26 @@ pub struct PromptPolicyStatus {
     /// Generation of the spec whose template is in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active_generation: Option<i64>,
+    /// What the policy adds to a session's prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effective: Option<Effective>,
     /// Accepted, Ready.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// What a policy adds to a session's prompt. The session's own values are examples.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Effective {
+    /// Lines of its text.
+    pub lines: i64,
+    /// Bytes of its text.
+    pub bytes: i64,
+    /// `sha256:<hex>` of its text.
+    pub digest: String,
+    /// The locked policy of a higher scope that has this policy's name: no session gets this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadowed_by: Option<String>,
 }

@@ -6,11 +6,7 @@ use agentapi_fuzz::Fuzz;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::controllers::{
-    mcp_connection, organization,
-    prompt_policy::{self, template},
-    workspace,
-};
+use crate::controllers::{mcp_connection, organization, prompt_policy, workspace};
 use crate::tenancy::names::TenantRoles;
 
 const WORDS: &[&[u8]] = &[
@@ -45,56 +41,6 @@ fn object<K: DeserializeOwned>(kind: &str, spec: &[u8]) -> Option<K> {
         json!({"name": "web", "namespace": "team-a", "uid": "2b8e4a5c-1111-4222-8333-444455556666", "generation": 1});
     serde_json::from_value(json!({"apiVersion": "agentapi.dev/v1alpha1", "kind": kind, "metadata": meta, "spec": spec}))
         .ok()
-}
-
-/// Templates of prompt policies, nested as deep as they fit.
-#[test]
-fn prompt_template() {
-    const TOKENS: &[&[u8]] = &[
-        b"{{",
-        b"}}",
-        b"{%",
-        b"%}",
-        b"{#",
-        b"#}",
-        b"{% if x %}",
-        b"{% endif %}",
-        b"{% for i in range(10) %}",
-        b"{% endfor %}",
-        b"|",
-        b"(",
-        b"((((((((((((((((",
-        b"[[[[[[[[[[[[[[[[",
-        b"not not not not ",
-        b"-----",
-        b"{% raw %}",
-        b"{% macro a() %}",
-        b"{% include 'x' %}",
-        b"x.y.z",
-        b"**",
-        b"~",
-        b"'",
-        b"\"",
-        b"{% set a = ",
-        b"a if b else ",
-        b"is defined",
-        b"\n",
-    ];
-    Fuzz::new("prompt_template").tokens(TOKENS).max_bytes(16 * 1024).run(|input| {
-        let text = String::from_utf8_lossy(input);
-        match template::check(&text) {
-            Ok(()) => u64::from(text.contains("{%")) * 2 + u64::from(text.contains("{{")),
-            Err(problem) => {
-                let rest = problem.strip_prefix("line ").unwrap();
-                let (line, rest) = rest.split_once(", column ").unwrap();
-                let (column, what) = rest.split_once(": ").unwrap();
-                let (line, column): (usize, usize) = (line.parse().unwrap(), column.parse().unwrap());
-                assert!(line >= 1 && line <= text.split('\n').count(), "{problem}");
-                assert!(column >= 1, "{problem}");
-                what.bytes().take(24).fold(10_u64, |sum, byte| sum.wrapping_mul(7) + u64::from(byte))
-            }
-        }
-    });
 }
 
 /// Names that become roles of Postgres.

@@ -34,7 +34,7 @@ struct Inner {
     sessions_ended: IntCounterVec,
     quota_refusals: IntCounterVec,
     throttled: IntCounterVec,
-    oauth_exchanges: IntCounterVec,
+    prompt_findings: IntCounterVec,
     reconciler_leader: IntGauge,
     sessions: IntGaugeVec,
     mcp_calls: IntCounterVec,
@@ -116,10 +116,11 @@ impl Metrics {
                  that does not authenticate, without an organization.",
                 &["organization", "kind"],
             )?,
-            oauth_exchanges: counter(
-                "agentapi_oauth_exchanges_total",
-                "Exchanges with OAuth providers: of a code or a refresh token (grant), by result.",
-                &["grant", "result"],
+            prompt_findings: counter(
+                "agentapi_prompt_findings_total",
+                "Places in users' texts that look like prompt injection, by family and by what became of the text: \
+                 detected, redacted, rejected.",
+                &["family", "outcome"],
             )?,
             reconciler_leader: gauge("agentapi_session_reconciler_leader", "1 on the replica that runs the loop.")?,
             sessions,
@@ -137,11 +138,6 @@ impl Metrics {
             mcp_breakers,
         };
         Ok(Self { inner: Arc::new(inner) })
-    }
-
-    /// An exchange with an OAuth provider: `code` or `refresh`; ok, denied, lost or error.
-    pub fn oauth_exchange(&self, grant: &str, result: &str) {
-        self.inner.oauth_exchanges.with_label_values(&[grant, result]).inc();
     }
 
     /// In the text format.
@@ -200,6 +196,11 @@ impl Metrics {
     /// A request was refused because of a rate.
     pub fn throttled(&self, organization: &str, kind: &str) {
         self.inner.throttled.with_label_values(&[organization, kind]).inc();
+    }
+
+    /// A user's text looks like prompt injection.
+    pub fn prompt_finding(&self, family: &str, outcome: &str) {
+        self.inner.prompt_findings.with_label_values(&[family, outcome]).inc();
     }
 
     /// An MCP server was asked, or was not because of `outcome`.

@@ -222,3 +222,13 @@ async fn bad_requests_say_what_is_missing() {
     assert!(counted["input_tokens"].as_u64().unwrap() > 0);
     assert_eq!(endpoint.send(MESSAGES, &ask(MESSAGES, "fail 529", true)).await.status().as_u16(), 529);
 }
+
+#[tokio::test]
+async fn what_the_model_is_told_is_recorded_and_of_a_long_text_the_end() {
+    let endpoint = Endpoint::start(Config::default()).await;
+    let mut body = ask(MESSAGES, "echo: hi", false);
+    body["system"] = json!([{"type": "text", "text": "ü".repeat(9000)}, {"type": "text", "text": "Be kind."}]);
+    endpoint.json(MESSAGES, &body).await;
+    let system = endpoint.requests().await.pop().unwrap().system;
+    assert!(system.ends_with("ü\nBe kind.") && system.len() <= 8 * 1024, "{}", system.len());
+}

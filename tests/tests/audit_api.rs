@@ -62,6 +62,8 @@ const ELSEWHERE: &[&str] = &[
     "post /v1/mcp/read_resource",
     "post /v1/mcp/list_prompts",
     "post /v1/mcp/get_prompt",
+    // Leaves no row: api_screening.
+    "post /v1/prompts/preview",
 ];
 
 fn recipes() -> Vec<Recipe> {
@@ -70,7 +72,10 @@ fn recipes() -> Vec<Recipe> {
         recipe(
             "post /v1/sessions",
             "session.create",
-            json!({"workspace": "main", "agent": "claude", "env": ["K"], "prompt": false}),
+            json!({
+                "workspace": "main", "agent": "claude", "env": ["K"], "prompt": false,
+                "promptDigest": agentapi_prompts::compose::digest(""), "policies": [],
+            }),
         ),
         recipe("post /v1/sessions/{id}/message", "session.message", json!({"type": "user", "bytes": 13})),
         recipe("post /v1/sessions/{id}/upload", "session.upload", json!({"file": "notes.txt", "bytes": 11})),

@@ -94,6 +94,7 @@ impl Room {
             workspace: "web".into(),
             env: BTreeMap::from([("WORD".to_owned(), SecretString::from("hunter2"))]),
             prompt: None,
+            system_prompt: None,
             tokens: Arc::clone(&self.tokens),
             token_key: "first-key".into(),
         }

@@ -91,9 +91,11 @@ pub fn watches(client: &Client) -> Watches {
         r.to_connection(&connection);
         future::ready(())
     })));
-    let t = triggers.clone();
+    let r = referring.clone();
     tasks.push(Box::pin(policy_events.for_each(move |policy| {
-        let _ = t.policies.unbounded_send(ObjectRef::from_obj(&policy));
+        let _ = r.triggers.policies.unbounded_send(ObjectRef::from_obj(&policy));
+        // A lock shadows those of the same name in lower scopes.
+        r.each_policy(|other| other.name_any() == policy.name_any() && other.uid() != policy.uid());
         future::ready(())
     })));
     let r = referring;

@@ -1,8 +1,8 @@
 //! The HTTP APIs: the public one under `v1`, the internal one for session pods, and what both need.
-//! May touch: `auth`, `store`, `lifecycle`, `mcp`, `pods::agent`, `metrics`. Nobody but `serve` imports it.
+//! May touch: `auth`, `store`, `lifecycle`, `mcp`, `pods::agent`, `prompt`, `metrics`. Nobody but
+//! `serve` imports it.
 
 mod client;
-mod connect;
 pub mod docs;
 pub mod error;
 pub mod extract;
@@ -21,6 +21,7 @@ mod proxy;
 pub mod rate_limit;
 pub mod request_id;
 pub mod router;
+mod screening;
 pub mod server;
 pub mod transcript_budget;
 pub mod v1;
@@ -35,8 +36,8 @@ use crate::auth::session_token::SessionTokens;
 use crate::lifecycle::Lifecycle;
 use crate::mcp::service::Mcp;
 use crate::metrics::Metrics;
-use crate::oauth::OAuth;
 use crate::pods::agent::Agents;
+use crate::prompt::Prompts;
 use crate::store::Store;
 
 /// What handlers work with.
@@ -53,12 +54,12 @@ pub struct AppState {
     pub agents: Agents,
     /// MCP servers.
     pub mcp: Arc<Mcp>,
+    /// What sessions are told.
+    pub prompts: Prompts,
     /// Whose word about the client's address is taken.
     pub proxies: Proxies,
     /// Limits of request rates.
     pub rates: rate_limit::RateLimits,
-    /// Users' consents to MCP servers, where they are configured.
-    pub oauth: Option<Arc<OAuth>>,
     /// What session pods may do.
     pub internal: internal::InternalApi,
     /// Counters.

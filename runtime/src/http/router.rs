@@ -16,9 +16,8 @@ use utoipa_axum::routes;
 
 use super::error::Problem;
 use super::{
-    App, connect, docs, extract, health, internal, internal_connections, isolation, observe, rate_limit, request_id, v1,
+    App, docs, extract, health, internal, internal_connections, isolation, observe, rate_limit, request_id, v1,
 };
-use crate::oauth::CONNECT_PATH;
 
 fn described() -> OpenApiRouter<App> {
     let bearer = HttpBuilder::new()
@@ -48,6 +47,7 @@ fn described() -> OpenApiRouter<App> {
         .routes(routes!(v1::agent::upload))
         .routes(routes!(v1::agent::screen))
         .routes(routes!(v1::workspaces::list))
+        .routes(routes!(v1::prompts::preview_prompt))
         .routes(routes!(v1::audit::list))
         .routes(routes!(v1::audit::export::export))
         .routes(routes!(v1::audit::checkpoints::list))
@@ -70,10 +70,6 @@ fn described() -> OpenApiRouter<App> {
         .routes(routes!(v1::mcp::calls::list_prompts))
         .routes(routes!(v1::mcp::calls::get_prompt))
         .routes(routes!(v1::mcp::gateway::post, v1::mcp::gateway::get, v1::mcp::gateway::delete))
-        .routes(routes!(v1::oauth::init))
-        .routes(routes!(v1::oauth::callback))
-        .routes(routes!(v1::oauth::refresh))
-        .routes(routes!(v1::oauth::revoke))
         .routes(routes!(health::health))
         .routes(routes!(health::ready))
         .routes(routes!(health::live))
@@ -92,7 +88,6 @@ pub fn public(app: &App) -> Router {
     let router = router
         .route("/openapi.json", get(docs::openapi_json))
         .route("/docs", get(docs::page))
-        .route(CONNECT_PATH, get(connect::page).post(connect::leave))
         .layer(DefaultBodyLimit::max(extract::MAX_JSON_BYTES));
     surrounded(router, app)
 }

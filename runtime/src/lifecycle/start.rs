@@ -52,6 +52,8 @@ pub struct Launch {
     pub env: BTreeMap<String, SecretString>,
     /// First message to the agent.
     pub prompt: Option<String>,
+    /// What the agent is told before that.
+    pub system_prompt: Option<String>,
 }
 
 impl Lifecycle {
@@ -121,11 +123,12 @@ impl Lifecycle {
 
     async fn start(&self, launch: Launch, tell: &mut Option<Teller>) -> Result<(), LifecycleError> {
         let began = Instant::now();
-        let Launch { session, organization, workspace, env, prompt } = launch;
+        let Launch { session, organization, workspace, env, prompt, system_prompt } = launch;
         // The id first: if the key changes in between, the pod counts as one with an old token and gets another.
         let (token_key, tokens) = (self.tokens.key_id(), Arc::clone(&self.tokens));
         let slug = organization.slug.clone();
-        let request = PodRequest { session, organization: slug, workspace, env, prompt, tokens, token_key };
+        let request =
+            PodRequest { session, organization: slug, workspace, env, prompt, system_prompt, tokens, token_key };
         let pod = loop {
             let pod = patiently!(self, began, session, self.pods.acquire(&request))?;
             if let Some(tell) = tell.take() {

@@ -74,6 +74,7 @@ struct ClaimBody<'a> {
     env: BTreeMap<&'a str, &'a str>,
     token: &'a str,
     initial_prompt: Option<&'a str>,
+    system_prompt: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -112,6 +113,7 @@ impl Agents {
             env: env.iter().map(|(key, value)| (*key, value.as_str())).collect(),
             token: token.expose_secret(),
             initial_prompt: request.prompt.as_deref(),
+            system_prompt: request.system_prompt.as_deref(),
         };
         self.post(target, "/internal/claim", &body).await
     }

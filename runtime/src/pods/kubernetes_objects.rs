@@ -48,6 +48,7 @@ pub(super) fn session_secret(
         "organization": request.organization,
         "workspace": request.workspace,
         "initialPrompt": request.prompt,
+        "systemPrompt": request.system_prompt,
     });
     let data = BTreeMap::from([
         ("env.json".to_owned(), ByteString(json!(env).to_string().into_bytes())),

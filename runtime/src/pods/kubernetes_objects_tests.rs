@@ -12,6 +12,7 @@ fn request() -> PodRequest {
         workspace: "coding".into(),
         env: BTreeMap::from([("API_KEY".to_owned(), SecretString::from("hunter2"))]),
         prompt: Some("hello".into()),
+        system_prompt: Some("Be kind.".into()),
         tokens: Arc::new(SessionTokens::from_pem(TEST_PEM).unwrap()),
         token_key: "key-1".into(),
     }
@@ -56,10 +57,13 @@ fn a_cold_pod_mounts_its_own_secret_and_says_whose_it_is() {
 fn the_environment_is_in_the_secret_and_not_in_the_pod() {
     let request = request();
     let pod = cold_pod(&template(), "s-1", &request).unwrap();
-    assert!(!serde_json::to_string(&pod).unwrap().contains("hunter2"));
+    let shown = serde_json::to_string(&pod).unwrap();
+    assert!(!shown.contains("hunter2") && !shown.contains("Be kind."), "{shown}");
     let secret = session_secret(&request, "s-1", None).unwrap();
     let data = secret.data.unwrap();
     assert_eq!(data["env.json"].0, br#"{"API_KEY":"hunter2"}"#);
+    let session: serde_json::Value = serde_json::from_slice(&data["session.json"].0).unwrap();
+    assert_eq!((&session["initialPrompt"], &session["systemPrompt"]), (&json!("hello"), &json!("Be kind.")));
     let token = request.tokens.verify_session(std::str::from_utf8(&data["token"].0).unwrap()).unwrap();
     assert_eq!((token.sub, token.pod.as_str()), (request.session, "s-1"));
 }

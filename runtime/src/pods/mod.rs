@@ -79,6 +79,8 @@ pub struct PodRequest {
     pub env: BTreeMap<String, SecretString>,
     /// First message to the agent.
     pub prompt: Option<String>,
+    /// What the agent is told before that.
+    pub system_prompt: Option<String>,
     /// Signs the token with which the pod writes its transcript.
     pub tokens: Arc<SessionTokens>,
     /// Id of the key that signs it, or signed a moment ago.

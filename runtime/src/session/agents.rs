@@ -59,6 +59,9 @@ pub(super) struct AgentProfile {
     /// Arguments that name a file with MCP servers, `{{file}}`. None: the agent is not told about any.
     #[serde(default)]
     pub mcp: Vec<String>,
+    /// How it is told what its operator says.
+    #[serde(default)]
+    pub system_prompt: SystemPrompt,
     /// Environment defaults; what the pod or the claim sets wins.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
@@ -102,6 +105,18 @@ pub(super) struct Resume {
     pub folder: String,
     /// See `folder`.
     pub extension: String,
+}
+
+/// How an agent gets its system prompt. An agent with neither finds the file's path in `AGENTAPI_SYSTEM_PROMPT_FILE`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SystemPrompt {
+    /// Arguments, with `{{file}}`.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// A file of its own that it reads when it starts, with `{{home}}`.
+    #[serde(default)]
+    pub path: Option<String>,
 }
 
 /// A file in the agent's home.

@@ -21,6 +21,9 @@ pub(super) struct Claim {
     /// First user message.
     #[serde(default)]
     pub initial_prompt: Option<String>,
+    /// What the agent is told before that.
+    #[serde(default)]
+    pub system_prompt: Option<String>,
 }
 
 /// A claim that makes no sense.
@@ -71,6 +74,7 @@ impl Claim {
             "env": self.plain_env(),
             "token": self.token.as_ref().map(|token| token.expose_secret().to_owned()),
             "initialPrompt": self.initial_prompt,
+            "systemPrompt": self.system_prompt,
         })
     }
 
@@ -82,6 +86,8 @@ impl Claim {
             id: String,
             #[serde(default)]
             initial_prompt: Option<String>,
+            #[serde(default)]
+            system_prompt: Option<String>,
         }
         let Some(session) = secret_file(folder, "session.json")? else { return Ok(None) };
         let session: Session = parse(folder, "session.json", &session)?;
@@ -90,7 +96,8 @@ impl Claim {
             None => BTreeMap::new(),
         };
         let token = secret_file(folder, "token")?.map(|text| SecretString::from(text.trim().to_owned()));
-        let claim = Self { session_id: session.id, env, token, initial_prompt: session.initial_prompt };
+        let Session { id: session_id, initial_prompt, system_prompt } = session;
+        let claim = Self { session_id, env, token, initial_prompt, system_prompt };
         claim.validate()?;
         Ok(Some(claim))
     }

@@ -1,4 +1,4 @@
-//! Gives a pod to a session, once: saves the claim, then hands environment, token and prompt to the host.
+//! Gives a pod to a session, once: saves the claim, then hands environment, token and prompts to the host.
 
 use std::sync::Arc;
 
@@ -44,8 +44,10 @@ impl Host {
                 inner.prompt_state = PromptState::Pending;
             }
             let env = claim.plain_env();
-            let differs = env != inner.env;
+            // An agent reads its system prompt when it starts, and the one that waits here has started without.
+            let differs = env != inner.env || claim.system_prompt != inner.system_prompt;
             inner.env = env;
+            inner.system_prompt = claim.system_prompt;
             self.refresh(&mut inner);
             self.changes.send_modify(|count| *count += 1);
             differs

@@ -22,11 +22,12 @@ use super::{
     format::Look,
     mcp::Mcp,
     messages::{Conversation, Message},
-    pty::{AgentProcess, Command, Exit, PtyError},
+    pty::{AgentProcess, Exit, PtyError},
     reap,
     screen::Frame,
-    seed::{self, SeedError, Seeder},
-    state::{PromptState, Resume, State, StateDir},
+    seed::SeedError,
+    starting::Wanted,
+    state::{PromptState, Resume, State, StateDir, StateError},
 };
 
 /// The agent could not be started.
@@ -35,6 +36,9 @@ pub enum StartError {
     /// Its files could not be written.
     #[error(transparent)]
     Seed(#[from] SeedError),
+    /// Its system prompt could not be written.
+    #[error(transparent)]
+    Prompt(#[from] StateError),
     /// Its process could not be started.
     #[error(transparent)]
     Pty(#[from] PtyError),
@@ -62,6 +66,7 @@ pub(super) struct Inner {
     pub(super) prompt_state: PromptState,
     pub(super) resume: Resume,
     pub(super) env: BTreeMap<String, String>,
+    pub(super) system_prompt: Option<String>,
     /// Counts agent processes, so that the end of an earlier one is not taken for the end of this one.
     generation: u64,
     pub(super) process: Option<Arc<AgentProcess>>,
@@ -136,6 +141,7 @@ impl Host {
             prompt_state,
             resume: state.resume,
             env: claim.as_ref().map(Claim::plain_env).unwrap_or_default(),
+            system_prompt: claim.and_then(|claim| claim.system_prompt),
             generation: 0,
             process: None,
         };
@@ -285,7 +291,7 @@ impl Host {
     }
 
     pub(super) async fn start_agent(self: &Arc<Self>) -> Result<(), StartError> {
-        let (old, generation, env, begun, may_resume) = {
+        let (old, generation, wanted, begun) = {
             let mut inner = self.lock();
             inner.generation += 1;
             inner.agent_ready = false;
@@ -294,7 +300,8 @@ impl Host {
             self.refresh(&mut inner);
             let begun = inner.conversation.begun();
             let may_resume = begun && inner.resume != Resume::Refused;
-            (inner.process.take(), inner.generation, inner.env.clone(), begun, may_resume)
+            let wanted = Wanted { env: inner.env.clone(), system_prompt: inner.system_prompt.clone(), may_resume };
+            (inner.process.take(), inner.generation, wanted, begun)
         };
         self.ready.send_replace(false);
         if let Some(old) = old {
@@ -308,10 +315,9 @@ impl Host {
         }
         let mark = (reap::MARK.to_owned(), self.hub.epoch().to_owned());
         let (host, dirty) = (Arc::clone(self), Arc::clone(&self.dirty));
-        let (process, resume) =
-            tokio::task::spawn_blocking(move || prepare_and_start(&host, &env, may_resume, mark, dirty))
-                .await
-                .map_err(|_| StartError::Interrupted)??;
+        let (process, resume) = tokio::task::spawn_blocking(move || host.prepare_and_start(&wanted, mark, dirty))
+            .await
+            .map_err(|_| StartError::Interrupted)??;
         let process = Arc::new(process);
         tracing::info!(pid = process.pid(), "agent started");
         {
@@ -352,30 +358,4 @@ impl Host {
         self.ready.send_replace(false);
         self.fail(exit);
     }
-}
-
-fn prepare_and_start(
-    host: &Host,
-    claim_env: &BTreeMap<String, String>,
-    may_resume: bool,
-    mark: (String, String),
-    dirty: Arc<Notify>,
-) -> Result<(AgentProcess, Resume), StartError> {
-    let (config, profile) = (&host.config, &host.profile);
-    let mut env = seed::environment(profile, &config.env, claim_env);
-    env.extend([mark]);
-    let seeder = Seeder { home: &config.home, workdir: &config.workdir, env: &env };
-    seeder.seed(profile)?;
-    let mut argv = config.command.clone().unwrap_or_else(|| profile.command.clone());
-    argv.extend(host.mcp.prepare(&profile.mcp, &config.state_dir)?);
-    let mut asked = Resume::Allowed;
-    if let Some(resume) = &profile.resume
-        && may_resume
-        && seeder.can_resume(resume)
-    {
-        argv.extend(resume.args.iter().cloned());
-        asked = Resume::Asked;
-    }
-    let process = AgentProcess::start(&Command { argv, env, workdir: config.workdir.clone() }, dirty)?;
-    Ok((process, asked))
 }

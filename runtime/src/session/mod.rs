@@ -19,6 +19,7 @@ mod reap;
 mod screen;
 mod seed;
 mod send;
+mod starting;
 mod state;
 mod sync;
 mod token;

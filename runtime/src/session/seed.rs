@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::agents::{AgentProfile, Resume, SeedFile};
+use super::agents::{AgentProfile, Resume, SeedFile, SystemPrompt};
 
 /// A file that could not be seeded.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +54,20 @@ impl Seeder<'_> {
     /// Writes the agent's files.
     pub(super) fn seed(&self, profile: &AgentProfile) -> Result<(), SeedError> {
         profile.files.iter().try_for_each(|file| self.seed_file(file))
+    }
+
+    /// Puts the system prompt where the agent looks for it. Gives back the arguments that name its file.
+    pub(super) fn system_prompt(&self, way: &SystemPrompt, text: &str, file: &Path) -> Result<Vec<String>, SeedError> {
+        if let Some(path) = &way.path {
+            let path = PathBuf::from(self.fill(path));
+            let failed = |source| SeedError { path: path.display().to_string(), source };
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder).map_err(failed)?;
+            }
+            super::state::write_atomically(&path, text.as_bytes()).map_err(failed)?;
+        }
+        let file = file.display().to_string();
+        Ok(way.args.iter().map(|arg| arg.replace("{{file}}", &file)).collect())
     }
 
     /// The resume arguments apply: there is a conversation to go on with.
@@ -196,6 +210,19 @@ mod tests {
         assert_eq!(written["projects"]["/other"]["x"], 1);
         assert_eq!(written["projects"]["/work space"]["hasTrustDialogAccepted"], true);
         assert_eq!(written["customApiKeyResponses"]["approved"], serde_json::json!(["456789abcdefghijKLMN"]));
+    }
+
+    #[test]
+    fn the_system_prompt_reaches_claude_by_argument_and_codex_by_file() {
+        let home = tempfile::tempdir().unwrap();
+        let seeder = Seeder { home: home.path(), workdir: Path::new("/w"), env: &BTreeMap::new() };
+        let file = Path::new("/state/system-prompt.md");
+        let give =
+            |agent: &str| seeder.system_prompt(&profile(agent).unwrap().system_prompt, "Be kind.", file).unwrap();
+        assert_eq!(give("claude"), ["--append-system-prompt-file", "/state/system-prompt.md"]);
+        assert_eq!(give("codex"), [""; 0]);
+        assert_eq!(std::fs::read_to_string(home.path().join(".codex/AGENTS.md")).unwrap(), "Be kind.");
+        assert_eq!(give("custom"), [""; 0]);
     }
 
     #[test]

@@ -134,6 +134,14 @@ impl StateDir {
         write(&self.claim_path(), &claim.exposed())
     }
 
+    /// Writes the system prompt where the agent reads it. Again at each start: the agent can change the file, but not
+    /// what its next process reads.
+    pub(super) fn write_system_prompt(&self, text: &str) -> Result<PathBuf, StateError> {
+        let path = self.0.join("system-prompt.md");
+        write_atomically(&path, text.as_bytes()).map_err(|source| failed(&path, source))?;
+        Ok(path)
+    }
+
     fn state_path(&self) -> PathBuf {
         self.0.join("state.json")
     }

@@ -5,6 +5,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
+use super::prompts::Told;
 use super::workspaces::Workspace;
 use super::{StoreError, TenantTx};
 
@@ -99,6 +100,10 @@ pub struct Session {
     pub idle_timeout: Option<String>,
     /// The workspace's `ttl`.
     pub ttl: Option<String>,
+    /// Digest of the system prompt that it was given.
+    pub prompt_digest: Option<String>,
+    /// What happens to its user's messages that look like injections.
+    pub prompt_screening: Option<String>,
 }
 
 /// Columns of [`Session`]; `sqlx::query` takes literals only, hence a macro.
@@ -116,7 +121,7 @@ macro_rules! select_session {
                     extract(epoch from now() - s.updated_at)::float8 as unchanged_seconds,
                     extract(epoch from now() - s.last_activity_at)::float8 as idle_seconds,
                     extract(epoch from now() - s.ended_at)::float8 as over_seconds, s.transcript_bytes,
-                    w.spec ->> 'idleTimeout' as idle_timeout, w.spec ->> 'ttl' as ttl
+                    w.spec ->> 'idleTimeout' as idle_timeout, w.spec ->> 'ttl' as ttl, s.prompt_digest, s.prompt_screening
              from sessions s join workspaces w on w.org_id = s.org_id and w.id = s.workspace_id ",
             $rest
         )
@@ -146,6 +151,8 @@ impl Session {
             transcript_bytes: row.try_get("transcript_bytes")?,
             idle_timeout: row.try_get("idle_timeout")?,
             ttl: row.try_get("ttl")?,
+            prompt_digest: row.try_get("prompt_digest")?,
+            prompt_screening: row.try_get("prompt_screening")?,
         })
     }
 }
@@ -264,11 +271,13 @@ impl TenantTx {
         &mut self,
         id: Uuid,
         workspace: &Workspace,
+        told: Told<'_>,
         idempotency: Option<(&str, &str)>,
     ) -> Result<bool, StoreError> {
         let done = sqlx::query(
-            "insert into sessions (org_id, id, workspace_id, user_id, agent_type, idempotency_key, request_hash)
-             values ($1, $2, $3, $4, $5, $6, $7)
+            "insert into sessions (org_id, id, workspace_id, user_id, agent_type, idempotency_key, request_hash,
+                                   prompt_digest, prompt_screening)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
              on conflict on constraint sessions_idempotency do nothing",
         )
         .bind(self.organization_id)
@@ -278,6 +287,8 @@ impl TenantTx {
         .bind(&workspace.agent_type)
         .bind(idempotency.map(|(key, _)| key))
         .bind(idempotency.map(|(_, hash)| hash))
+        .bind(told.digest)
+        .bind(told.screening)
         .execute(&mut *self.tx)
         .await?;
         Ok(done.rows_affected() == 1)

@@ -14,6 +14,7 @@ pub(super) fn parse(body: &Value) -> Result<Conversation, String> {
     let mut conversation = Conversation {
         model: field(body, "model").to_owned(),
         stream: body.get("stream").and_then(Value::as_bool).unwrap_or_default(),
+        system: body.get("system").map(text_of).unwrap_or_default(),
         ..Conversation::default()
     };
     for tool in body.get("tools").and_then(Value::as_array).into_iter().flatten() {

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::script::{Conversation, Reply};
 
+/// So much of a system prompt is kept.
+const SYSTEM_BYTES: usize = 8 * 1024;
+
 /// What is kept of one request.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Recorded {
@@ -25,6 +28,9 @@ pub struct Recorded {
     pub entries: usize,
     /// The names of the tools on offer.
     pub tools: Vec<String>,
+    /// The end of what the model was told before the first turn: what agents put there themselves comes first and is long.
+    #[serde(default)]
+    pub system: String,
     /// The last text of the user.
     pub user: String,
     /// The answer: a text, or `NAME {input}` of a tool call.
@@ -41,6 +47,7 @@ impl Recorded {
             stream: conversation.stream,
             entries: conversation.entries.len(),
             tools: conversation.tools.iter().map(|tool| tool.name.clone()).collect(),
+            system: ending(&conversation.system),
             user: conversation.last_user().unwrap_or_default().to_owned(),
             reply: match reply {
                 Reply::Text { text, .. } => text.clone(),
@@ -59,10 +66,16 @@ impl Recorded {
             stream: false,
             entries: 0,
             tools: Vec::new(),
+            system: String::new(),
             user: String::new(),
             reply: "404".to_owned(),
         }
     }
+}
+
+/// Its last bytes.
+fn ending(text: &str) -> String {
+    text[text.ceil_char_boundary(text.len().saturating_sub(SYSTEM_BYTES))..].to_owned()
 }
 
 /// A bounded list; the oldest request goes first.

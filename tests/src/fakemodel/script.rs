@@ -51,6 +51,8 @@ pub struct Conversation {
     pub model: String,
     /// Whether a stream was asked for.
     pub stream: bool,
+    /// What the model is told before the first turn.
+    pub system: String,
     /// The turns, oldest first.
     pub entries: Vec<Entry>,
     /// The tools on offer.

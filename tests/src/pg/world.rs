@@ -154,14 +154,12 @@ impl World {
             }
         }
         let extra = BTreeMap::from([("api".to_owned(), format!("{{{slug}.api}}"))]);
-        for statement in [
+        let shared = self.fill(
             "insert into mcp_oauth_tokens (org_id, id, connection_id, access_ciphertext, key_id, key_version)
              values (app.current_org(), gen_random_uuid(), '{api}', decode(repeat('00', 32), 'hex'), 'k', 1)",
-            "insert into oauth_clients (org_id, connection_id, issuer, redirect_uri, client_ciphertext, key_id, key_version)
-             values (app.current_org(), '{api}', 'https://x', 'https://x', decode(repeat('00', 32), 'hex'), 'k', 1)",
-        ] {
-            tx.execute(AssertSqlSafe(self.fill(statement, &extra))).await?;
-        }
+            &extra,
+        );
+        tx.execute(AssertSqlSafe(shared)).await?;
         tx.commit().await?;
         runtime.close().await?;
         Ok(())

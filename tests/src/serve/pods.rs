@@ -167,7 +167,7 @@ impl ProcessPods {
             let env: HashMap<&str, &str> =
                 request.env.iter().map(|(key, value)| (key.as_str(), value.expose_secret())).collect();
             let about = json!({"id": request.session, "organization": organization, "workspace": workspace,
-                               "initialPrompt": request.prompt});
+                               "initialPrompt": request.prompt, "systemPrompt": request.system_prompt});
             std::fs::write(home.join("secret/session.json"), about.to_string())?;
             std::fs::write(home.join("secret/env.json"), json!(env).to_string())?;
             std::fs::write(home.join("secret/token"), request.token(name)?.expose_secret())?;

@@ -1,7 +1,7 @@
 //! `PromptPolicy`: accepted, its template parsed, and written to Postgres. A template that does not parse is not
 //! written: the last good one stays in use.
+pub mod effective;
 pub mod status;
-pub mod template;
 pub mod validate;
 
 use super::workspace::dereference::tenancy;
@@ -62,7 +62,12 @@ async fn present(policy: &PromptPolicy, context: &Context) -> Result<Action> {
                 Err(error) => Err(error),
             };
             match written {
-                Ok(()) => State::InPlace,
+                Ok(()) => {
+                    let name = policy.name_any();
+                    let namesakes =
+                        context.stores.policies.state_filter(|other: &PromptPolicy| other.name_any() == name);
+                    State::InPlace(effective::effective(policy, &namesakes))
+                }
                 Err(error) => State::Waiting(reason::DATABASE_UNAVAILABLE, format!("{error}; it is tried again")),
             }
         }

@@ -6,7 +6,7 @@ use crate::{
 use agentapi_crds::{
     PromptPolicy,
     conditions::{ACCEPTED, READY, reason},
-    prompt_policy::PromptPolicyStatus,
+    prompt_policy::{Effective, PromptPolicyStatus},
 };
 use k8s_openapi::jiff::Timestamp;
 
@@ -24,8 +24,8 @@ pub enum State {
     },
     /// It waits for something: the reason, and what people read.
     Waiting(&'static str, String),
-    /// It is part of the prompts.
-    InPlace,
+    /// It is part of the prompts, with this.
+    InPlace(Option<Effective>),
 }
 
 /// The new status.
@@ -49,13 +49,24 @@ pub fn status(policy: &PromptPolicy, state: &State, now: Timestamp) -> PromptPol
             ([accepted(), Saying::no(READY, reason::TEMPLATE_INVALID, format!("{message}; {kept}"))], *active)
         }
         State::Waiting(why, message) => ([accepted(), Saying::no(READY, why, message.clone())], old.active_generation),
-        State::InPlace => {
-            ([accepted(), Saying::yes(READY, reason::RECONCILED, "the policy is part of the prompts")], generation)
+        State::InPlace(effective) => {
+            let shadow = effective.as_ref().and_then(|effective| effective.shadowed_by.as_deref());
+            let message = match shadow {
+                Some(shadow) => format!("no session gets it: the locked policy {shadow} has its name; give it another"),
+                None => "the policy is part of the prompts".to_owned(),
+            };
+            ([accepted(), Saying::yes(READY, reason::RECONCILED, message)], generation)
         }
+    };
+    let effective = match state {
+        State::InPlace(effective) => effective.clone(),
+        State::Refused(_) => None,
+        State::BadTemplate { .. } | State::Waiting(..) => old.effective.clone(),
     };
     PromptPolicyStatus {
         observed_generation: generation,
         active_generation,
+        effective,
         conditions: merge(&old.conditions, &sayings, generation, now),
     }
 }
@@ -66,6 +77,18 @@ mod tests {
     use super::*;
     use crate::controllers::prompt_policy::validate::tests::policy;
     use serde_json::json;
+
+    #[test]
+    fn one_that_no_session_gets_says_so_and_a_bad_edit_keeps_what_is_in_use() {
+        let mut policy = policy(&json!({"scope": "Global", "template": "x"}));
+        let effective = Effective { lines: 1, shadowed_by: Some("Global ns/rules".into()), ..Effective::default() };
+        let shown = status(&policy, &State::InPlace(Some(effective.clone())), Timestamp::UNIX_EPOCH);
+        assert_eq!(shown.effective.as_ref(), Some(&effective));
+        assert!(shown.conditions.iter().any(|it| it.message.contains("the locked policy Global ns/rules")));
+        policy.status = Some(shown);
+        let bad = State::BadTemplate { message: "m".into(), active: Some(4) };
+        assert_eq!(status(&policy, &bad, Timestamp::UNIX_EPOCH).effective, Some(effective));
+    }
 
     #[test]
     fn a_bad_template_says_which_one_stays_in_use() {

@@ -1,5 +1,4 @@
 //! Is the policy accepted, and is its template good? Pure.
-use super::template;
 use crate::{
     controllers::{
         mcp_connection::validate::workspace_id,
@@ -8,6 +7,7 @@ use crate::{
     records::PolicyRow,
 };
 use agentapi_crds::{PromptPolicy, Workspace, conditions::reason, prompt_policy::Scope};
+use agentapi_prompts::template;
 use kube::ResourceExt;
 use serde_json::json;
 use uuid::Uuid;
@@ -37,7 +37,7 @@ pub fn validate(
     let Some(id) = policy.uid().and_then(|uid| Uuid::parse_str(&uid).ok()) else {
         return Verdict::Refused(Refusal::new(reason::INVALID, "metadata.uid is not a UUID; the API server sets it"));
     };
-    if let Err(problem) = template::check(&policy.spec.template) {
+    if let Err(problem) = template::check(&policy.spec.template, &policy.spec.variables) {
         return Verdict::BadTemplate(problem);
     }
     Verdict::Good(Box::new(PolicyRow {

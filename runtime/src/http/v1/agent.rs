@@ -9,14 +9,16 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Method, StatusCode};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::{Instant, sleep};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::audit::{Client, Entry, Origin, action};
+use super::deed::Deed;
+use crate::audit::{Client, action};
 use crate::auth::Caller;
 use crate::http::App;
 use crate::http::error::{Problem, ProblemBody};
@@ -24,6 +26,7 @@ use crate::http::extract::{MAX_JSON_BYTES, SessionId, parse_json, read_body, req
 use crate::http::multipart;
 use crate::http::proxy::{Call, forward};
 use crate::pods::agent::Target;
+use crate::prompt::screening::FindingView;
 use crate::store::messages::Message;
 use crate::store::sessions::{Phase, Session};
 
@@ -109,6 +112,9 @@ pub enum MessageType {
 pub struct SentMessage {
     /// `true`.
     ok: bool,
+    /// What was cut out of the message before the agent got it, where a policy says so.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    redacted: Vec<FindingView>,
 }
 
 /// A file for the agent.
@@ -192,37 +198,6 @@ async fn ask(app: &App, target: Target<'_>, headers: &HeaderMap, ask: Ask<'_>) -
     forward(app, Call { target, method, path, headers, body, timeout }).await
 }
 
-/// Something that the pod is to do, as the audit log knows it.
-struct Deed<'a> {
-    app: &'a App,
-    caller: &'a Caller,
-    origin: Origin,
-    session: String,
-}
-
-impl<'a> Deed<'a> {
-    fn new(app: &'a App, caller: &'a Caller, client: &Client, session: Uuid) -> Self {
-        Self { app, caller, origin: client.origin(&caller.subject), session: session.to_string() }
-    }
-
-    async fn record(&self, action: &str, detail: Value) -> Result<(), Problem> {
-        let target_id = Some(self.session.as_str());
-        let entry = Entry { origin: &self.origin, action, target_kind: "session", target_id, detail };
-        Ok(self.app.store.record(&self.caller.scope(), &entry).await?)
-    }
-
-    /// Records that the pod did not do it, or that nobody knows; the row of the deed itself stays.
-    async fn close(&self, action: &str, answer: Result<Response, Problem>) -> Result<Response, Problem> {
-        let status = answer.as_ref().map_or_else(Problem::status, Response::status);
-        if !status.is_success()
-            && let Err(error) = self.record(action, json!({ "status": status.as_u16() })).await
-        {
-            tracing::error!(session = self.session, action, ?error, "cannot record that the session's pod refused");
-        }
-        answer
-    }
-}
-
 /// Whether the agent is working.
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/status", operation_id = "getStatus", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
@@ -267,7 +242,8 @@ pub async fn messages(
     Ok(Json(MessagesBody { messages: messages.into_iter().map(MessageView::from).collect() }).into_response())
 }
 
-/// Sends a message to the agent; answered when the agent has started on it.
+/// Sends a message to the agent; answered when the agent has started on it. Where the session's policies say so, a
+/// message of type `user` that looks like prompt injection is refused, or goes on without that part.
 #[utoipa::path(
     post, path = "/v1/sessions/{id}/message", operation_id = "sendMessage", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
     request_body = SendMessage,
@@ -275,6 +251,8 @@ pub async fn messages(
         (status = 200, body = SentMessage),
         (status = 409, description = "The agent is busy, or the session is over.", body = ProblemBody,
          content_type = "application/problem+json"),
+        (status = 422, description = "The body is not valid, or a policy refuses the message; the problem names the \
+         family of attack and its place.", body = ProblemBody, content_type = "application/problem+json"),
         (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, body = ProblemBody, content_type = "application/problem+json"),
     )
@@ -293,12 +271,23 @@ pub async fn message(
     let message: SendMessage = parse_json(&bytes)?;
     let target = target(&session)?;
     let deed = Deed::new(&app, &caller, &client, id);
+    let (bytes, redacted) = match message.r#type {
+        MessageType::User => deed.screen(&session, &message.content, bytes).await?,
+        // Keystrokes come one by one; what they make together is not known here.
+        MessageType::Raw => (bytes, Vec::new()),
+    };
     let detail = json!({ "type": message.r#type, "bytes": message.content.len() });
     deed.record(action::SESSION_MESSAGE, detail).await?;
+    let mut headers = headers;
+    headers.insert(CONTENT_LENGTH, bytes.len().into());
     let body = Some((Body::from(bytes), MAX_JSON_BYTES));
     let post = Ask { method: Method::POST, path: "/message", body, timeout: MESSAGE_TIMEOUT };
     let answer = ask(&app, target, &headers, post).await;
-    deed.close(action::SESSION_MESSAGE_FAIL, answer).await
+    let answer = deed.close(action::SESSION_MESSAGE_FAIL, answer).await?;
+    if redacted.is_empty() || !answer.status().is_success() {
+        return Ok(answer);
+    }
+    Ok(Json(SentMessage { ok: true, redacted }).into_response())
 }
 
 /// Follows the conversation as server-sent events. Resume with the header `Last-Event-ID`.

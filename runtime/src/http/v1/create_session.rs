@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentapi_prompts::Composed;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -25,9 +26,13 @@ use crate::auth::Caller;
 use crate::http::App;
 use crate::http::error::{Problem, ProblemBody};
 use crate::http::extract::ApiJson;
+use crate::http::screening;
 use crate::lifecycle::Launch;
 use crate::pods::Shortage;
+use crate::prompt::screening::{Outcome, Screened};
+use crate::store::prompts::Told;
 use crate::store::sessions::{Phase, QuotaExceeded, Session};
+use crate::store::workspaces::Workspace;
 
 pub(in crate::http) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const MAX_KEY_LENGTH: usize = 255;
@@ -83,15 +88,7 @@ impl CreateSession {
         if bytes > MAX_ENV_BYTES {
             return Err(Problem::invalid_field("env", format!("All variables together have {MAX_ENV_BYTES} bytes.")));
         }
-        match &self.prompt {
-            Some(prompt) if prompt.trim().is_empty() => {
-                Err(Problem::invalid_field("prompt", "Leave prompt out or write something."))
-            }
-            Some(prompt) if prompt.len() > MAX_PROMPT_BYTES => {
-                Err(Problem::invalid_field("prompt", format!("prompt has at most {MAX_PROMPT_BYTES} bytes.")))
-            }
-            _ => Ok(()),
-        }
+        checked_prompt(self.prompt.as_deref())
     }
 
     /// The same for the same request, however its JSON is written. Hex of a hash: the values cannot be read from it.
@@ -111,6 +108,32 @@ impl CreateSession {
         }
         hex::encode(hash.finalize())
     }
+}
+
+pub(super) fn checked_prompt(prompt: Option<&str>) -> Result<(), Problem> {
+    match prompt {
+        Some(prompt) if prompt.trim().is_empty() => {
+            Err(Problem::invalid_field("prompt", "Leave prompt out or write something."))
+        }
+        Some(prompt) if prompt.len() > MAX_PROMPT_BYTES => {
+            Err(Problem::invalid_field("prompt", format!("prompt has at most {MAX_PROMPT_BYTES} bytes.")))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn no_such_workspace() -> Problem {
+    let detail = "Your organization has no workspace of this name; GET /v1/workspaces lists them.";
+    Problem::invalid_field("workspace", detail)
+}
+
+/// An agent that is named must be the workspace's.
+pub(super) fn checked_agent(agent: Option<&str>, workspace: &Workspace) -> Result<(), Problem> {
+    if agent.is_none_or(|agent| agent == workspace.agent_type) {
+        return Ok(());
+    }
+    let detail = format!("Workspace {} runs {}; leave agent out or name that.", workspace.name, workspace.agent_type);
+    Err(Problem::invalid_field("agent", detail))
 }
 
 pub(in crate::http) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
@@ -152,7 +175,8 @@ fn shortage_problem(shortage: &Shortage) -> Problem {
 }
 
 /// Creates a session. It is answered at once with phase Pending; the agent takes messages from phase Running on.
-/// With `Prefer: wait=30` the answer comes when the agent is ready, or after that many seconds.
+/// With `Prefer: wait=30` the answer comes when the agent is ready, or after that many seconds. Where the workspace's
+/// policies say so, what looks like prompt injection is cut out of `prompt`, and the answer tells what.
 #[utoipa::path(
     post, path = "/v1/sessions", operation_id = "createSession", tag = "sessions", request_body = CreateSession,
     params(
@@ -163,7 +187,8 @@ fn shortage_problem(shortage: &Shortage) -> Problem {
         (status = 201, body = SessionView, headers(("Location" = String, description = "The session."))),
         (status = 409, description = "The same Idempotency-Key is being worked on.", body = ProblemBody,
          content_type = "application/problem+json"),
-        (status = 422, description = "A field is not valid, or the Idempotency-Key belongs to another request.",
+        (status = 422, description = "A field is not valid, the Idempotency-Key belongs to another request, or a policy \
+         refuses `prompt` because it looks like prompt injection.",
          body = ProblemBody, content_type = "application/problem+json"),
         (status = 429, description = "A quota is used up; the problem names it.", body = ProblemBody,
          content_type = "application/problem+json"),
@@ -182,27 +207,35 @@ pub async fn create(
     let fingerprint = key.map(|_| body.fingerprint());
     let idempotency = key.zip(fingerprint.as_deref());
     let origin = client.origin(&caller.subject);
-    let (id, replayed) = match decide(&app, &caller, &origin, &body, idempotency).await? {
-        Decision::New(id) => {
+    let (id, replayed, redacted) = match decide(&app, &caller, &origin, &body, idempotency).await? {
+        Decision::New(new) => {
+            let New { id, composed, screened } = *new;
+            let (prompt, redacted) = match screened {
+                Some(Screened { outcome: Outcome::Redacted(text), findings, .. }) => (Some(text), findings),
+                _ => (body.prompt, Vec::new()),
+            };
             let placed = app.lifecycle.launch(Launch {
                 session: id,
                 organization: Arc::clone(&caller.organization),
                 workspace: body.workspace,
                 env: body.env,
-                prompt: body.prompt,
+                prompt,
+                system_prompt: Some(composed.text.clone()).filter(|text| !text.is_empty()),
             });
             // A cluster that is slow to say no leaves the session Failed with the same words.
             if let Ok(Ok(Err(shortage))) = timeout(PLACEMENT_PATIENCE, placed).await {
                 app.metrics.quota_refused(&shortage.resource);
                 return Err(shortage_problem(&shortage));
             }
-            (id, false)
+            (id, false, redacted)
         }
-        Decision::Replay(id) => (id, true),
+        Decision::Replay(id) => (id, true, Vec::new()),
     };
     let session = wait(&app, &caller, id, preferred_wait(&headers)).await?;
     let location = format!("/v1/sessions/{id}");
-    let mut response = (StatusCode::CREATED, [(LOCATION, location)], Json(SessionView::from(session))).into_response();
+    let mut view = SessionView::from(session);
+    view.redacted = redacted;
+    let mut response = (StatusCode::CREATED, [(LOCATION, location)], Json(view)).into_response();
     if replayed {
         response.headers_mut().insert("idempotent-replayed", http::HeaderValue::from_static("true"));
     }
@@ -210,8 +243,22 @@ pub async fn create(
 }
 
 enum Decision {
-    New(Uuid),
+    New(Box<New>),
     Replay(Uuid),
+}
+
+/// A session that was accepted.
+struct New {
+    id: Uuid,
+    composed: Arc<Composed>,
+    /// Its first message, if something was found in it.
+    screened: Option<Screened>,
+}
+
+/// The policies that a session was told, for the audit log: with id and generation they can be found again.
+fn policies(composed: &Composed) -> serde_json::Value {
+    let sources = composed.sections.iter().map(|section| &section.source);
+    sources.map(|source| json!({ "id": Uuid::from_u128(source.id), "generation": source.generation })).collect()
 }
 
 async fn decide(
@@ -233,18 +280,23 @@ async fn decide(
             app.metrics.quota_refused(exceeded.quota);
             return Err(quota_problem(&exceeded));
         }
-        None => {
-            let detail = "Your organization has no workspace of this name; GET /v1/workspaces lists them.";
-            return Err(Problem::invalid_field("workspace", detail));
-        }
+        None => return Err(no_such_workspace()),
     };
-    if body.agent.as_ref().is_some_and(|agent| *agent != workspace.agent_type) {
-        let detail =
-            format!("Workspace {} runs {}; leave agent out or name that.", workspace.name, workspace.agent_type);
-        return Err(Problem::invalid_field("agent", detail));
+    checked_agent(body.agent.as_deref(), &workspace)?;
+    let composed = app.prompts.compose(&mut tx, &caller.organization, &workspace, &caller.subject).await?;
+    let screened = body.prompt.as_deref().map(|prompt| Screened::of(prompt, composed.mode));
+    let screened = screened.filter(|screened| screened.outcome != Outcome::Clean);
+    if let Some(screened) = screened.as_ref().filter(|screened| screened.outcome == Outcome::Rejected) {
+        // Takes back what it has, which is nothing but locks.
+        drop(tx);
+        let entry = screening::entry(origin, screened, "prompt", "workspace", Some(&workspace.name));
+        app.store.record(&caller.scope(), &entry).await?;
+        screening::count(app, screened);
+        return Err(screening::rejected(screened));
     }
     let id = Uuid::now_v7();
-    if !tx.insert_session(id, &workspace, idempotency).await? {
+    let told = Told { digest: &composed.digest, screening: composed.mode.as_str() };
+    if !tx.insert_session(id, &workspace, told, idempotency).await? {
         return Err(key_in_use());
     }
     let target = id.to_string();
@@ -259,11 +311,19 @@ async fn decide(
             // Names only: values are secrets.
             "env": body.env.keys().collect::<Vec<_>>(),
             "prompt": body.prompt.is_some(),
+            "promptDigest": composed.digest,
+            "policies": policies(&composed),
         }),
     })
     .await?;
+    if let Some(screened) = &screened {
+        tx.audit(&screening::entry(origin, screened, "prompt", "session", Some(&target))).await?;
+    }
     tx.commit().await?;
-    Ok(Decision::New(id))
+    if let Some(screened) = &screened {
+        screening::count(app, screened);
+    }
+    Ok(Decision::New(Box::new(New { id, composed, screened })))
 }
 
 /// `Prefer: wait=<seconds>` (RFC 7240).

@@ -3,7 +3,8 @@
 pub mod agent;
 pub mod audit;
 pub mod create_session;
+mod deed;
 pub mod mcp;
-pub mod oauth;
+pub mod prompts;
 pub mod sessions;
 pub mod workspaces;

@@ -16,6 +16,7 @@ use crate::http::error::{Problem, ProblemBody};
 use crate::http::extract::{ApiQuery, SessionId};
 use crate::http::paging::Page;
 use crate::lifecycle::LifecycleError;
+use crate::prompt::screening::FindingView;
 use crate::store::sessions::{Phase, Session, SessionFilter};
 
 const DEFAULT_LIMIT: u16 = 50;
@@ -41,6 +42,12 @@ pub struct SessionView {
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    /// `sha256:<hex>` of the system prompt that its agent was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_digest: Option<String>,
+    /// What was cut out of `prompt`; only in the answer to its creation.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) redacted: Vec<FindingView>,
     /// RFC 3339.
     created_at: String,
     /// RFC 3339.
@@ -86,6 +93,8 @@ impl From<Session> for SessionView {
             phase: session.phase,
             agent_status: session.agent_status,
             error: session.error,
+            prompt_digest: session.prompt_digest,
+            redacted: Vec::new(),
             created_at: session.created_at,
             updated_at: session.updated_at,
             last_activity_at: session.last_activity_at,
