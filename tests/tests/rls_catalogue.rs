@@ -77,6 +77,7 @@ const MISTAKES: &[(&str, &str)] = &[
         "audit_log: trigger audit_log_append_only is switched off",
     ),
     ("drop trigger audit_log_2_chain on audit_log", "audit_log: trigger audit_log_2_chain is missing"),
+    ("drop trigger audit_log_3_head on audit_log", "audit_log: trigger audit_log_3_head is missing"),
 ];
 
 /// The same with roles, which belong to the whole server.

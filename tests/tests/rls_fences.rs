@@ -47,6 +47,7 @@ const DRIFT: &[(&str, &str)] = &[
         "trigger audit_log_append_only on public.audit_log was changed",
     ),
     ("drop trigger audit_log_2_chain on audit_log", "trigger audit_log_2_chain on public.audit_log is missing"),
+    ("drop trigger audit_log_3_head on audit_log", "trigger audit_log_3_head on public.audit_log is missing"),
     (
         "create trigger spy before insert on messages for each row execute function app.touch_updated_at()",
         "trigger spy on public.messages was added",

@@ -102,7 +102,7 @@ select 'materialized view or foreign table ' || name || ' knows no row-level sec
 union all
 -- Why each one must be is written where it is created.
 select 'function ' || name || ' is SECURITY DEFINER' from functions where prosecdef and name not in
-    ('app.audit_chain()', 'app.restore_fences()', 'app.audit_config_organization()', 'app.audit_config_workspace()', 'app.audit_config_resource()')
+    ('app.audit_chain()', 'app.audit_head_follows()', 'app.restore_fences()', 'app.audit_config_organization()', 'app.audit_config_workspace()', 'app.audit_config_resource()')
 union all
 select 'function ' || name || ' is SECURITY DEFINER without a fixed search_path' from functions
 where prosecdef and not coalesce(proconfig, '{}')::text ~ 'search_path=pg_catalog, pg_temp'
@@ -132,6 +132,6 @@ select t.tgrelid::regclass || ': trigger ' || t.tgname || ' is switched off' fro
 where t.tgenabled <> 'O'
 union all
 select 'audit_log: trigger ' || wanted || ' is missing'
-from unnest('{audit_log_2_chain,audit_log_append_only}'::text[]) wanted
+from unnest('{audit_log_2_chain,audit_log_3_head,audit_log_append_only}'::text[]) wanted
 where not exists (select from pg_trigger where tgrelid = to_regclass('public.audit_log') and tgname = wanted)
 order by 1
