@@ -41,8 +41,8 @@ const MAX_ENV_BYTES: usize = 128 * 1024;
 const MAX_PROMPT_BYTES: usize = 256 * 1024;
 /// A full quota frees up when somebody ends a session; nobody knows when.
 const QUOTA_RETRY_SECONDS: u32 = 30;
-/// The API server says within milliseconds whether there is room for a pod.
-const PLACEMENT_PATIENCE: Duration = Duration::from_secs(1);
+/// The API server says within milliseconds whether there is room for a pod; a busy one within seconds.
+const PLACEMENT_PATIENCE: Duration = Duration::from_secs(3);
 const MAX_WAIT: Duration = Duration::from_secs(60);
 const WAIT_POLL: Duration = Duration::from_millis(100);
 
