@@ -2,8 +2,9 @@
 -- row, and every later row of the statement had to walk past all of them.
 --
 -- The next number and hash come from the newest row of the log itself. The head is still locked first, so that one
--- transaction at a time adds to a chain, and it is what tells a first row from a later one.
-create policy audit_log_chain_read on audit_log for select to agentapi_owner using (true);
+-- transaction at a time adds to a chain, and it is what tells a first row from a later one. The owner, as whom the chain's
+-- triggers run, sees rows from within a trigger and nowhere else.
+create policy audit_log_chain_read on audit_log for select to agentapi_owner using (pg_trigger_depth() > 0);
 
 create or replace function app.audit_chain() returns trigger
     language plpgsql security definer set search_path = pg_catalog, pg_temp
