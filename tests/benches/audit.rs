@@ -31,7 +31,8 @@ const PLAIN: &str = "
     create sequence plain_seq cache 100;
     alter table plain_log alter seq set default nextval('plain_seq');
     grant insert on plain_log to agentapi_tenant;
-    grant usage on sequence plain_seq to agentapi_tenant";
+    grant usage on sequence plain_seq to agentapi_tenant;
+    reset role";
 
 #[tokio::main]
 async fn main() -> Result<()> {

@@ -52,10 +52,10 @@ pub(crate) fn which(name: &str) -> Option<std::path::PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// The last lines of a log.
+/// The last lines of a log, without the stack trace that a Go program may have put below its error.
 pub(crate) fn tail(log: &Path) -> String {
     let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
+    let lines: Vec<&str> = text.lines().take_while(|line| !line.starts_with("Stack Trace")).collect();
     lines[lines.len().saturating_sub(TAIL)..].join("\n")
 }
 
