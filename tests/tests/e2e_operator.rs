@@ -145,10 +145,10 @@ async fn nothing_is_written_when_nothing_changes() {
         seen.push(version(&tenant.cluster.get("namespace", None, &tenant.namespace()).unwrap().unwrap()));
         seen
     };
-    // What is under way right after the creation comes to an end.
+    // What is under way right after the creation comes to an end; a round of probes is one of these things.
     let mut before = versions();
-    eventually("the versions stand still for three seconds", SETTLE, async || {
-        tokio::time::sleep(Duration::from_secs(3)).await;
+    eventually("the versions stand still for a round of probes", SETTLE, async || {
+        tokio::time::sleep(Duration::from_secs(12)).await;
         let now = versions();
         let still = now == before;
         before = now;
