@@ -1,45 +1,21 @@
 //! What row-level security costs: the runtime's hot queries with it, and in a copy of the database without it.
-//! `cargo bench -p agentapi-tests --bench rls` prints medians and their ratio; nothing is asserted here.
+//! `cargo bench -p agentapi-tests --bench rls` prints transactions per second and their ratio; nothing is asserted here.
 //!
-//! Three tables, all from the same run: the query alone in a transaction that is open already; the whole transaction that
-//! a request runs (begin, role and user, query, commit), which is what a user pays; and the whole transaction against one
-//! that needs no role at all, because nothing would tell tenants apart.
+//! A transaction is what a request runs: begin, role and user, query, commit. `pgbench` keeps both cores busy, so that what
+//! is compared is work and not how fast the kernel wakes up who waits. Two tables: one organization all the time, whose
+//! plans Postgres keeps; and all in turn on the same connections, where it has to plan for each role anew.
 #![allow(clippy::print_stdout)]
 use agentapi_tests::pg::load::{HOT_QUERIES, HotQuery, Scale, fill};
-use agentapi_tests::pg::{Database, Organization, become_tenant};
-use anyhow::Result;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
-use std::time::{Duration, Instant};
+use agentapi_tests::pg::{Database, Organization, bin_dir};
+use anyhow::{Context, Result, bail};
+use sqlx::{AssertSqlSafe, Executor};
+use std::process::Command;
 use uuid::Uuid;
 
-const ROUNDS: usize = 30;
-const PER_ROUND: usize = 50;
-
-/// What is timed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Shape {
-    Query,
-    Transaction,
-    WithoutRole,
-}
-
-impl Shape {
-    fn title(self) -> &'static str {
-        match self {
-            Self::Query => "a query in an open transaction",
-            Self::Transaction => "begin, role and user, query, commit",
-            Self::WithoutRole => "the same, against one without a role",
-        }
-    }
-}
-
-struct Bench {
-    acme: Organization,
-    session: Uuid,
-    with: PgConnection,
-    without: PgConnection,
-    bare: PgConnection,
-}
+const ROUNDS: usize = 5;
+const SECONDS: &str = "2";
+const CLIENTS: &str = "4";
+const OTHERS: usize = 20;
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -52,6 +28,9 @@ async fn main() -> Result<()> {
     let scale = Scale { organizations: 100, sessions: 200, messages: 20, audit: 500 };
     println!("filling: {scale:?}");
     let session = fill(&with, scale, acme.id, acme.alice.id, acme.workspace).await?;
+    for n in 1..=OTHERS {
+        with.organization(&format!("other-{n}")).await?;
+    }
     let without = with.copy().await?;
     let mut admin = without.connect(&without.admin_url()).await?;
     let tables: Vec<String> = sqlx::query_scalar("select oid::regclass::text from pg_class where relforcerowsecurity")
@@ -61,75 +40,77 @@ async fn main() -> Result<()> {
         admin.execute(AssertSqlSafe(format!("alter table {table} disable row level security"))).await?;
     }
     admin.execute("vacuum analyze").await?;
-    let mut bench = Bench {
-        acme,
-        session,
-        with: with.connect(&with.runtime_url()).await?,
-        without: without.connect(&without.runtime_url()).await?,
-        // A superuser's: nothing is checked.
-        bare: admin,
-    };
-    for shape in [Shape::Query, Shape::Transaction, Shape::WithoutRole] {
-        println!("{:<42} {:>12} {:>12} {:>7}", shape.title(), "with RLS", "without", "ratio");
+    for many in [false, true] {
+        let title = if many { "transactions/s, 21 organizations in turn" } else { "transactions/s, one organization" };
+        println!("{title:<42} {:>10} {:>10} {:>16}", "with RLS", "without", "cost of RLS");
         for query in HOT_QUERIES {
-            bench.compare(shape, query).await?;
+            compare(&with, &without, &acme, session, query, many)?;
         }
     }
     Ok(())
 }
 
-impl Bench {
-    async fn compare(&mut self, shape: Shape, query: &HotQuery) -> Result<()> {
-        let baseline = if shape == Shape::WithoutRole { &mut self.bare } else { &mut self.without };
-        // Alternating rounds, so that both see the same weather on the machine.
-        let (mut on, mut off) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            let role = Some(&self.acme);
-            on.extend(round(&mut self.with, role, shape, query, query.with_rls, self.session, self.acme.id).await?);
-            let role = role.filter(|_| shape != Shape::WithoutRole);
-            off.extend(round(baseline, role, shape, query, query.without_rls, self.session, self.acme.id).await?);
-        }
-        let (on, off) = (median(on), median(off));
-        println!("{:<42} {on:>12.1?} {off:>12.1?} {:>7.3}", query.name, on.as_secs_f64() / off.as_secs_f64());
-        Ok(())
-    }
-}
-
-async fn round(
-    connection: &mut PgConnection,
-    role: Option<&Organization>,
-    shape: Shape,
-    query: &HotQuery,
-    text: &'static str,
+fn compare(
+    with: &Database,
+    without: &Database,
+    acme: &Organization,
     session: Uuid,
-    organization: Uuid,
-) -> Result<Vec<Duration>> {
-    let mut times = Vec::with_capacity(PER_ROUND);
-    let transactions = if shape == Shape::Query { 1 } else { PER_ROUND };
-    for _ in 0..transactions {
-        let whole = Instant::now();
-        let mut tx = connection.begin().await?;
-        if let Some(acme) = role {
-            let user = if query.role == "admin" { acme.admin.id } else { acme.alice.id };
-            become_tenant(&mut tx, acme, Some(user), query.role).await?;
-        }
-        for _ in 0..PER_ROUND / transactions {
-            let start = Instant::now();
-            let rows = sqlx::query(text).bind(session).bind(organization).fetch_all(&mut *tx).await?;
-            if shape == Shape::Query {
-                times.push(start.elapsed());
-            }
-            anyhow::ensure!(!rows.is_empty(), "{} found nothing", query.name);
-        }
-        tx.commit().await?;
-        if shape != Shape::Query {
-            times.push(whole.elapsed());
-        }
+    query: &HotQuery,
+    many: bool,
+) -> Result<()> {
+    let text = |sql: &str| sql.replace("$1", &format!("'{session}'")).replace("$2", &format!("'{}'", acme.id));
+    let (mut on, mut off) = (Vec::new(), Vec::new());
+    // Alternating rounds, so that both see the same weather on the machine.
+    for _ in 0..ROUNDS {
+        on.push(pgbench(with, &script(acme, query, &text(query.with_rls), many))?);
+        off.push(pgbench(without, &script(acme, query, &text(query.without_rls), many))?);
     }
-    Ok(times)
+    let (on, off) = (median(on), median(off));
+    println!("{:<42} {on:>10.0} {off:>10.0} {:>14.1} %", query.name, (off / on - 1.0) * 100.0);
+    Ok(())
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
+/// Others are looked at for what is acme's: they find nothing, on the same way.
+fn script(acme: &Organization, query: &HotQuery, text: &str, many: bool) -> String {
+    let user = if query.role == "admin" { acme.admin.id } else { acme.alice.id };
+    let (set, role) = if many {
+        (
+            format!("\\set org random(0, {OTHERS})\n"),
+            "case when :org = 0 then 'org_acme' else 'org_other_' || cast(:org as text) end",
+        )
+    } else {
+        (String::new(), "'org_acme'")
+    };
+    format!(
+        "{set}begin;\nselect set_config('role', {role}, true), set_config('app.user_id', '{user}', true), \
+         set_config('app.user_role', '{}', true);\n{text};\ncommit;\n",
+        query.role
+    )
+}
+
+/// Transactions per second.
+fn pgbench(db: &Database, script: &str) -> Result<f64> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("script.sql");
+    std::fs::write(&file, script.replace("                   ", " "))?;
+    let url = url::Url::parse(&db.runtime_url())?;
+    let output = Command::new(bin_dir()?.join("pgbench"))
+        .args(["-n", "-M", "prepared", "-c", CLIENTS, "-j", "2", "-T", SECONDS])
+        .args(["-h", "127.0.0.1", "-p", &db.server().port().to_string(), "-U", url.username(), "-f"])
+        .arg(&file)
+        .arg(db.name())
+        .env("PGPASSWORD", url.password().unwrap_or_default())
+        .output()
+        .context("can't start pgbench; it is in Debian's postgresql-15")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let tps = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+    match tps {
+        Some(tps) if output.status.success() => Ok(tps),
+        _ => bail!("pgbench failed: {text}{}", String::from_utf8_lossy(&output.stderr)),
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
