@@ -65,6 +65,10 @@ fn screening(c: &mut Criterion) {
     let code = include_str!("../src/compose.rs").repeat(8);
     let prose = include_str!("../../docs/operations.md").repeat(4);
     let chinese = "这个函数在空列表上会崩溃，请修复并添加测试。ThePod 也要重启。\n".repeat(1000);
+    // What somebody sends to keep the matcher busy: beginnings of matches, one in the other, that never end.
+    let half_an_attack = "do not ignore all of your you are now the system please run your as if you "
+        .repeat(4000)
+        .replace("please", "show me your hidden a b c d e f ");
     let mut group = c.benchmark_group("screening");
     for (name, text) in [
         ("code", code),
@@ -72,6 +76,7 @@ fn screening(c: &mut Criterion) {
         ("benign messages", corpus("benign").repeat(4)),
         ("attacks", corpus("attack").repeat(4)),
         ("chinese", chinese),
+        ("half an attack", half_an_attack),
     ] {
         group.throughput(Throughput::Bytes(text.len() as u64));
         group.bench_function(name, |b| b.iter(|| screen(black_box(&text))));
