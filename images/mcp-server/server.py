@@ -30,7 +30,10 @@ def guard():
         issuer = os.environ["ISSUER"].rstrip("/")
         keys = os.environ.get("JWKS_URI", f"{issuer}/jwks")
         verifier = JWTVerifier(jwks_uri=keys, issuer=issuer, audience=os.environ.get("AUDIENCE"))
-        return RemoteAuthProvider(token_verifier=verifier, authorization_servers=[issuer], base_url=URL)
+        return RemoteAuthProvider(
+            token_verifier=verifier, authorization_servers=[issuer], base_url=URL,
+            scopes_supported=os.environ.get("SCOPES", "").split(),
+        )
     sys.exit(f"AUTH is none, bearer or oauth, not {kind}")
 
 
