@@ -9,6 +9,8 @@ import { Provider } from 'oidc-provider';
 const issuer = process.env.OIDC_ISSUER ?? 'http://localhost:9000';
 const audience = process.env.OIDC_AUDIENCE ?? 'agentapi';
 const port = Number(process.env.OIDC_PORT ?? 9000);
+// More clients, as OpenID Connect Dynamic Client Registration describes them: tests bring their own.
+const more = process.env.OIDC_MORE_CLIENTS_FILE ? JSON.parse(readFileSync(process.env.OIDC_MORE_CLIENTS_FILE)) : [];
 const people = JSON.parse(readFileSync(process.env.OIDC_CLIENTS_FILE ?? new URL('clients.json', import.meta.url)));
 
 const key = generateKeyPairSync('rsa', { modulusLength: 2048 }).privateKey.export({ format: 'jwk' });
@@ -33,6 +35,7 @@ const provider = new Provider(issuer, {
       application_type: 'native',
       redirect_uris: ['http://127.0.0.1/callback'],
     },
+    ...more,
   ],
   features: {
     clientCredentials: { enabled: true },
@@ -45,9 +48,10 @@ const provider = new Provider(issuer, {
       enabled: true,
       defaultResource: () => resource,
       useGrantedResource: () => true,
-      getResourceServerInfo: () => ({
+      // An MCP server has its own address as audience (RFC 8707).
+      getResourceServerInfo: (_ctx, indicator) => ({
         scope: 'agentapi',
-        audience,
+        audience: indicator === resource ? audience : indicator,
         accessTokenFormat: 'jwt',
         accessTokenTTL: 3600,
         jwt: { sign: { alg: 'RS256' } },
@@ -72,6 +76,12 @@ provider.on('server_error', (_ctx, error) => console.error(JSON.stringify({ leve
 provider.on('grant.error', (ctx, error) => console.warn(JSON.stringify({
   level: 'warn', client: ctx.oidc.client?.clientId, error: error.error, detail: error.error_detail ?? error.error_description,
 })));
+
+// What was done, without a token: the tests count it.
+const did = (event, detail) => console.log(JSON.stringify({ level: 'info', event, ...detail }));
+provider.on('grant.success', (ctx) => did('grant', { type: ctx.oidc.params.grant_type, client: ctx.oidc.client.clientId }));
+provider.on('refresh_token.destroyed', () => did('refresh-token-destroyed', {}));
+provider.on('registration_create.success', (_ctx, client) => did('registration', { client: client.clientId }));
 
 const server = provider.listen(port, '0.0.0.0', () => console.log(JSON.stringify({ level: 'info', issuer, audience, port })));
 for (const signal of ['SIGTERM', 'SIGINT']) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use secrecy::SecretString;
+use url::Url;
 
 use crate::audit::proxies::Cidr;
 use crate::auth::jwks::JwksLimits;
@@ -25,6 +26,18 @@ pub struct ServeConfig {
     /// JSON file of issuer to shared secret, for providers that sign with HS256. Without it, HS256 is refused.
     #[arg(long, env = "AGENTAPI_HS256_SECRETS_FILE")]
     pub hs256_secrets_file: Option<PathBuf>,
+    /// Folder with the master keys: Secret agentapi-master-key, mounted. Without it there is no OAuth.
+    #[arg(long, env = "AGENTAPI_MASTER_KEY_DIR")]
+    pub master_key_dir: Option<PathBuf>,
+    /// The API as browsers reach it, such as https://agentapi.example.com. Without it there is no OAuth.
+    #[arg(long, env = "AGENTAPI_PUBLIC_URL")]
+    pub public_url: Option<Url>,
+    /// Origins of pages that users may be sent back to after a consent, with commas between them.
+    #[arg(long, env = "AGENTAPI_OAUTH_RETURN_ORIGINS", value_delimiter = ',')]
+    pub oauth_return_origins: Vec<Url>,
+    /// Seconds between two looks for tokens that an old data key has sealed.
+    #[arg(long, env = "AGENTAPI_OAUTH_UPKEEP_SECONDS", default_value_t = 60)]
+    pub oauth_upkeep_seconds: u64,
     /// Address of the public API.
     #[arg(long, env = "AGENTAPI_HTTP_LISTEN", default_value = "0.0.0.0:8080")]
     pub http_listen: SocketAddr,

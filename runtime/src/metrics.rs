@@ -35,6 +35,7 @@ struct Inner {
     quota_refusals: IntCounterVec,
     throttled: IntCounterVec,
     prompt_findings: IntCounterVec,
+    oauth_exchanges: IntCounterVec,
     reconciler_leader: IntGauge,
     sessions: IntGaugeVec,
     mcp_calls: IntCounterVec,
@@ -122,6 +123,11 @@ impl Metrics {
                  detected, redacted, rejected.",
                 &["family", "outcome"],
             )?,
+            oauth_exchanges: counter(
+                "agentapi_oauth_exchanges_total",
+                "Exchanges with OAuth providers: of a code or a refresh token (grant), by result.",
+                &["grant", "result"],
+            )?,
             reconciler_leader: gauge("agentapi_session_reconciler_leader", "1 on the replica that runs the loop.")?,
             sessions,
             mcp_calls: counter(
@@ -138,6 +144,11 @@ impl Metrics {
             mcp_breakers,
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// An exchange with an OAuth provider: `code` or `refresh`; ok, denied, lost or error.
+    pub fn oauth_exchange(&self, grant: &str, result: &str) {
+        self.inner.oauth_exchanges.with_label_values(&[grant, result]).inc();
     }
 
     /// In the text format.

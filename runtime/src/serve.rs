@@ -14,18 +14,21 @@ use crate::auth::jwks::Jwks;
 use crate::auth::session_token::{SessionTokenError, SessionTokens};
 use crate::auth::{AuthError, Authenticator, SharedSecrets, read_shared_secrets};
 use crate::config::ServeConfig;
+use crate::crypto::{CryptoError, Sealer};
 use crate::http::internal::InternalApi;
 use crate::http::rate_limit::{self, RateLimits};
 use crate::http::transcript_budget::TranscriptBudget;
 use crate::http::{App, AppState, router, server};
 use crate::lifecycle::{Lifecycle, reconciler};
 use crate::mcp::client::McpClient;
-use crate::mcp::credentials::{AnyCredentials, NoOauth};
+use crate::mcp::credentials::{AnyCredentials, Credentials, NoOauth};
 use crate::mcp::prober;
 use crate::mcp::secrets::{KubernetesSecrets, TenantSecrets};
 use crate::mcp::service::Mcp;
 use crate::mcp::upstream::Upstream;
 use crate::metrics::Metrics;
+use crate::oauth::credentials::Grants;
+use crate::oauth::{OAuth, OAuthConfig, upkeep};
 use crate::outbound::{Outbound, Ranges};
 use crate::pods::PodBackend;
 use crate::pods::agent::Agents;
@@ -55,6 +58,9 @@ pub enum ServeError {
     /// An HTTP client.
     #[error("cannot set up an HTTP client: {0}")]
     Http(#[from] reqwest::Error),
+    /// The master keys.
+    #[error(transparent)]
+    Crypto(#[from] CryptoError),
     /// Metrics.
     #[error("cannot set up metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -85,6 +91,21 @@ pub struct Addresses {
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|error| ServeError::Listen(address, error))
+}
+
+/// Consents to MCP servers, if there are a master key to seal tokens with and an address to send users back to.
+fn oauth(
+    config: &ServeConfig,
+    store: &Store,
+    outbound: Outbound,
+    secrets: Arc<dyn TenantSecrets>,
+    metrics: &Metrics,
+) -> Result<Option<Arc<OAuth>>, ServeError> {
+    // A folder with a bad key is refused even where nothing would use it.
+    let sealer = config.master_key_dir.as_deref().map(Sealer::from_folder).transpose()?;
+    let (Some(sealer), Some(public_url)) = (sealer, config.public_url.clone()) else { return Ok(None) };
+    let told = OAuthConfig { public_url, return_origins: config.oauth_return_origins.clone() };
+    Ok(Some(Arc::new(OAuth::new(&told, store.clone(), sealer, outbound, secrets, metrics.clone()))))
 }
 
 impl Server {
@@ -121,7 +142,12 @@ impl Server {
             .build()?;
         let jwks = Jwks::new(provider_client, config.jwks_limits(), metrics.clone());
         let outbound = Outbound::new(Ranges::new(config.outbound_open_ranges.iter().copied()));
-        let credentials = Arc::new(AnyCredentials::new(secrets, Arc::new(NoOauth)));
+        let oauth = oauth(&config, &store, outbound.clone(), Arc::clone(&secrets), &metrics)?;
+        let grants: Arc<dyn Credentials> = match &oauth {
+            Some(oauth) => Arc::new(Grants(Arc::clone(oauth))),
+            None => Arc::new(NoOauth),
+        };
+        let credentials = Arc::new(AnyCredentials::new(secrets, grants));
         let upstream = Upstream::new(outbound, pod_client.clone(), credentials);
         let mcp = Mcp::new(McpClient::new(upstream), store.clone(), metrics.clone(), config.cluster_domain.clone());
         let agents = Agents::new(pod_client, Arc::clone(&tokens));
@@ -134,6 +160,7 @@ impl Server {
             config.start_deadline(),
         ));
         let app = Arc::new(AppState {
+            oauth,
             authenticator: Authenticator::new(store.clone(), jwks, shared_secrets),
             store,
             tokens,
@@ -184,6 +211,10 @@ impl Server {
         servers.spawn(Arc::clone(&app.tokens).follow_files(app.closing.clone()));
         let every = Duration::from_secs(config.reconcile_seconds.max(1));
         servers.spawn(reconciler::run(Arc::clone(&app.lifecycle), every, app.leaving.clone()));
+        if let Some(oauth) = app.oauth.clone() {
+            let every = Duration::from_secs(config.oauth_upkeep_seconds.max(1));
+            servers.spawn(upkeep::run(oauth, every, app.leaving.clone()));
+        }
         servers.spawn(rate_limit::forget_organizations(App::clone(&app), app.leaving.clone()));
         if config.mcp_probe_seconds > 0 {
             let every = Duration::from_secs(config.mcp_probe_seconds);

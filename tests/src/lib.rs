@@ -7,6 +7,7 @@ pub mod chart;
 pub mod cluster;
 pub mod fakemodel;
 pub mod mcp;
+pub mod oauth;
 pub mod pg;
 pub mod serve;
 pub mod tenant;

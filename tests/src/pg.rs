@@ -27,7 +27,7 @@ pub mod catalogue;
 pub mod load;
 mod tenant;
 mod world;
-pub use tenant::{Organization, User, become_tenant, wanted};
+pub use tenant::{MASTER_KEY, Organization, User, become_tenant, wanted};
 pub use world::World;
 
 /// How to start a [`Server`].

@@ -172,7 +172,9 @@ async fn a_data_key_gets_a_new_version_and_the_old_one_stays_until_nothing_needs
         .admin(&format!(
             "insert into mcp_connections (org_id, id, name, origin, transport) values ('{0}', '{0}', 'c', 'api', 'sse');
              insert into mcp_oauth_tokens (org_id, id, connection_id, access_ciphertext, key_id, key_version)
-             values ('{0}', '{0}', '{0}', decode(repeat('00', 32), 'hex'), '{0}', 1)",
+             values ('{0}', '{0}', '{0}', decode(repeat('00', 32), 'hex'), '{0}', 1);
+             insert into oauth_clients (org_id, connection_id, issuer, redirect_uri, client_ciphertext, key_id, key_version)
+             values ('{0}', '{0}', 'https://x', 'https://x', decode(repeat('00', 32), 'hex'), '{0}', 1)",
             acme.id
         ))
         .await;
@@ -181,6 +183,8 @@ async fn a_data_key_gets_a_new_version_and_the_old_one_stays_until_nothing_needs
     fixture.admin("update tenant_keys set retired_at = now() - interval '2 hours' where version = 1").await;
     assert_eq!(retired().await, [], "a token needs it");
     fixture.admin("update mcp_oauth_tokens set key_version = 2").await;
+    assert_eq!(retired().await, [], "a client needs it");
+    fixture.admin("update oauth_clients set key_version = 2").await;
     assert_eq!(retired().await, [(acme.id, 1)]);
     let DataKeys { current, previous } = fixture.ensure(&acme, &keys).await;
     assert_eq!((current, previous), (second.current, vec![]));

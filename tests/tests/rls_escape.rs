@@ -193,6 +193,7 @@ async fn the_operator_reads_no_conversation_and_no_token() {
         "select * from users",
         "select * from mcp_oauth_tokens",
         "select * from oauth_states",
+        "select client_ciphertext from oauth_clients",
         "select user_id from sessions",
         "select * from audit_log",
         "update audit_heads set seq = 0",

@@ -186,6 +186,7 @@ async fn the_owner_is_bound_too() {
         "mcp_connections",
         "mcp_oauth_tokens",
         "oauth_states",
+        "oauth_clients",
         "prompt_policies",
         "tenant_keys",
         "offboardings",

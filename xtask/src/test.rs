@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::Command, time::Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cluster, debian, paths, sh, up};
+use crate::{cluster, debian, images, paths, sh, up};
 
 /// The client of coder/agentapi that the conformance test drives, from PyPI.
 const CYBERIAN: &str = "cyberian==0.2.2";
@@ -43,6 +43,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     if wanted(Part::Fast) {
         debian::ensure(&[
             ("/usr/lib/postgresql/15/bin/postgres", "postgresql-15"),
+            ("chromium", "chromium"),
             // FastMCP, which the tests of MCP install for themselves.
             ("/usr/bin/python3", "python3-venv"),
         ])?;
@@ -51,7 +52,11 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         lint()?;
     }
     if wanted(Part::Fast) {
+        let (node, modules) = images::node_with("oidc")?;
         let env = [
+            // The tests of consents run the real provider.
+            ("NODE", node),
+            ("OIDC_MODULES", modules),
             ("HELM", cluster::helm()?),
             ("PROMTOOL", debian::unpacked("promtool", "prometheus")?),
             ("AGENTAPI_FUZZ_SECONDS", PathBuf::from(FUZZ_SECONDS)),

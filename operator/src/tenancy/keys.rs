@@ -192,6 +192,7 @@ pub async fn retire_unused(pool: &PgPool, metrics: &Metrics) -> Result<Vec<(Uuid
     let gone: Vec<(Uuid, i32)> = sqlx::query_as(
         "delete from tenant_keys k where k.state = 'previous' and k.retired_at < now() - $1::interval
            and not exists (select 1 from mcp_oauth_tokens t where t.org_id = k.org_id and t.key_version = k.version)
+           and not exists (select 1 from oauth_clients c where c.org_id = k.org_id and c.key_version = k.version)
          returning k.org_id, k.version",
     )
     .bind(SETTLED)

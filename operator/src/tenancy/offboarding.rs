@@ -264,6 +264,7 @@ async fn rows(tx: &mut PgConnection, leaving: &Leaving) -> Result<Value> {
              'mcp_oauth_tokens', (select count(*) from mcp_oauth_tokens where org_id = $1),
              'mcp_observations', (select count(*) from mcp_observations where org_id = $1),
              'mcp_clients', (select count(*) from mcp_clients where org_id = $1),
+             'oauth_clients', (select count(*) from oauth_clients where org_id = $1),
              'oauth_states', (select count(*) from oauth_states where org_id = $1),
              'prompt_policies', (select count(*) from prompt_policies where org_id = $1))",
     )

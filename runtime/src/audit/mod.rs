@@ -47,6 +47,22 @@ pub mod action {
     pub const MCP_QUARANTINE: &str = "mcp.quarantine";
     /// A user's text looks like prompt injection; the detail says what became of it.
     pub const PROMPT_SCREEN: &str = "prompt.screen";
+    /// A consent to an MCP server begins.
+    pub const OAUTH_BEGIN: &str = "oauth.begin";
+    /// A consent was given.
+    pub const OAUTH_GRANT: &str = "oauth.grant";
+    /// A consent was not given, or its provider's answer was not taken.
+    pub const OAUTH_REFUSE: &str = "oauth.refuse";
+    /// Tokens were exchanged for others.
+    pub const OAUTH_REFRESH: &str = "oauth.refresh";
+    /// The provider does not take a grant any more.
+    pub const OAUTH_LOSE: &str = "oauth.lose";
+    /// A consent was taken back.
+    pub const OAUTH_REVOKE: &str = "oauth.revoke";
+    /// A client was registered at a provider.
+    pub const OAUTH_REGISTER: &str = "oauth.register";
+    /// Tokens were sealed with another version of the data key.
+    pub const OAUTH_RESEAL: &str = "oauth.reseal";
     /// Somebody was here for the first time.
     pub const USER_CREATE: &str = "user.create";
     /// Somebody's token says another role or email than before.

@@ -46,7 +46,7 @@ pub async fn page() -> Response {
 }
 
 /// Text that is safe between tags and in double quotes.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

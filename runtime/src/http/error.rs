@@ -183,8 +183,12 @@ impl Problem {
         self.header(ALLOW, methods)
     }
 
+    /// The kind, as the end of its `type`.
+    pub(super) fn slug(&self) -> &'static str {
+        self.slug
+    }
+
     /// The text for people.
-    #[cfg(test)]
     pub(super) fn detail(&self) -> &str {
         &self.detail
     }

@@ -3,6 +3,7 @@
 //! `serve` imports it.
 
 mod client;
+mod connect;
 pub mod docs;
 pub mod error;
 pub mod extract;
@@ -36,6 +37,7 @@ use crate::auth::session_token::SessionTokens;
 use crate::lifecycle::Lifecycle;
 use crate::mcp::service::Mcp;
 use crate::metrics::Metrics;
+use crate::oauth::OAuth;
 use crate::pods::agent::Agents;
 use crate::prompt::Prompts;
 use crate::store::Store;
@@ -60,6 +62,8 @@ pub struct AppState {
     pub proxies: Proxies,
     /// Limits of request rates.
     pub rates: rate_limit::RateLimits,
+    /// Users' consents to MCP servers, where they are configured.
+    pub oauth: Option<Arc<OAuth>>,
     /// What session pods may do.
     pub internal: internal::InternalApi,
     /// Counters.

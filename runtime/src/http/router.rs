@@ -16,8 +16,9 @@ use utoipa_axum::routes;
 
 use super::error::Problem;
 use super::{
-    App, docs, extract, health, internal, internal_connections, isolation, observe, rate_limit, request_id, v1,
+    App, connect, docs, extract, health, internal, internal_connections, isolation, observe, rate_limit, request_id, v1,
 };
+use crate::oauth::CONNECT_PATH;
 
 fn described() -> OpenApiRouter<App> {
     let bearer = HttpBuilder::new()
@@ -70,6 +71,10 @@ fn described() -> OpenApiRouter<App> {
         .routes(routes!(v1::mcp::calls::list_prompts))
         .routes(routes!(v1::mcp::calls::get_prompt))
         .routes(routes!(v1::mcp::gateway::post, v1::mcp::gateway::get, v1::mcp::gateway::delete))
+        .routes(routes!(v1::oauth::init))
+        .routes(routes!(v1::oauth::callback))
+        .routes(routes!(v1::oauth::refresh))
+        .routes(routes!(v1::oauth::revoke))
         .routes(routes!(health::health))
         .routes(routes!(health::ready))
         .routes(routes!(health::live))
@@ -88,6 +93,7 @@ pub fn public(app: &App) -> Router {
     let router = router
         .route("/openapi.json", get(docs::openapi_json))
         .route("/docs", get(docs::page))
+        .route(CONNECT_PATH, get(connect::page).post(connect::leave))
         .layer(DefaultBodyLimit::max(extract::MAX_JSON_BYTES));
     surrounded(router, app)
 }

@@ -12,6 +12,8 @@ const NAMESPACE: i32 = 7001;
 pub const SESSION_RECONCILER: i32 = 1;
 /// The job of whoever looks at MCP servers.
 pub const MCP_PROBER: i32 = 3;
+/// The upkeep of OAuth's rows.
+pub const OAUTH_UPKEEP: i32 = 2;
 
 /// Held while this value lives and its connection works.
 pub struct Leadership {

@@ -11,6 +11,9 @@ use sqlx::{Connection, PgConnection, PgPool};
 use std::time::Duration;
 use uuid::Uuid;
 
+/// What wraps the organizations' data keys.
+pub const MASTER_KEY: [u8; 32] = [7; 32];
+
 /// An organization with its roles, a workspace and three users.
 #[derive(Clone, Debug)]
 pub struct Organization {
@@ -103,7 +106,7 @@ impl Database {
             ..wanted(&organization.slug)
         };
         let pool = PgPool::connect(&self.operator_url()).await?;
-        let (master, metrics) = (MasterKeys::from(MasterKey::new(&[7; 32])?), Metrics::new()?);
+        let (master, metrics) = (MasterKeys::from(MasterKey::new(&MASTER_KEY)?), Metrics::new()?);
         let password = SecretString::from(organization.read_only_password.clone());
         // Tests share roles: two of them may write the same one at the same time.
         let mut tries = 0;

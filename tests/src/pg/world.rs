@@ -154,12 +154,14 @@ impl World {
             }
         }
         let extra = BTreeMap::from([("api".to_owned(), format!("{{{slug}.api}}"))]);
-        let shared = self.fill(
+        for statement in [
             "insert into mcp_oauth_tokens (org_id, id, connection_id, access_ciphertext, key_id, key_version)
              values (app.current_org(), gen_random_uuid(), '{api}', decode(repeat('00', 32), 'hex'), 'k', 1)",
-            &extra,
-        );
-        tx.execute(AssertSqlSafe(shared)).await?;
+            "insert into oauth_clients (org_id, connection_id, issuer, redirect_uri, client_ciphertext, key_id, key_version)
+             values (app.current_org(), '{api}', 'https://x', 'https://x', decode(repeat('00', 32), 'hex'), 'k', 1)",
+        ] {
+            tx.execute(AssertSqlSafe(self.fill(statement, &extra))).await?;
+        }
         tx.commit().await?;
         runtime.close().await?;
         Ok(())

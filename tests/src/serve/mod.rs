@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
-use crate::pg::{Database, Organization};
+use crate::pg::{Database, MASTER_KEY, Organization};
 use idp::{Idp, SigningKey};
 use pods::ProcessPods;
 use secrets::MemorySecrets;
@@ -91,6 +91,9 @@ impl Platform {
         std::fs::write(&signing_key, pem(&private))?;
         let tokens = Arc::new(SessionTokens::from_pem(&pem(&private))?);
         let pods = Arc::new(ProcessPods::new(session_pod, &public_x)?);
+        // The key that wraps the data keys of `Database::organization`.
+        std::fs::create_dir(folder.path().join("master"))?;
+        std::fs::write(folder.path().join("master/key"), MASTER_KEY)?;
         Ok(Self { db, idp, pods, secrets: Arc::default(), key, tokens, folder, signing_key })
     }
 
@@ -128,6 +131,10 @@ impl Platform {
             outbound_open_ranges: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
             mcp_probe_seconds: 0,
+            master_key_dir: Some(self.folder.path().join("master")),
+            public_url: "http://agentapi.test".parse().ok(),
+            oauth_return_origins: "https://app.test".parse().into_iter().collect(),
+            oauth_upkeep_seconds: 60,
         }
     }
 

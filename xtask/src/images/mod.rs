@@ -57,6 +57,12 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Node.js, and the folder that holds the `node_modules` of an image, for tests that run it without a container.
+pub(crate) fn node_with(name: &str) -> Result<(PathBuf, PathBuf)> {
+    let node = node::node()?;
+    Ok((node.program(), node.packages(name)?))
+}
+
 /// Builds the named images, or all of them, into the cache folder.
 pub(crate) fn build(only: &[String], profile: &str) -> Result<Vec<Built>> {
     build_in(&default_out()?, only, profile)

@@ -35,6 +35,11 @@ pub(super) fn node() -> Result<Node> {
 }
 
 impl Node {
+    /// The program.
+    pub(super) fn program(&self) -> PathBuf {
+        self.root.join("bin/node")
+    }
+
     /// Node and npm below `/usr/local`; headers and manuals stay out.
     pub(super) fn layer(&self) -> Result<Layer> {
         layer::cached("node", &self.key, |tar| {
@@ -76,7 +81,7 @@ impl Node {
             let part = paths::ensure(folder.with_extension("part"))?;
             std::fs::write(part.join("package.json"), &manifest)?;
             std::fs::write(part.join("package-lock.json"), &lock)?;
-            let mut npm = Command::new(self.root.join("bin/node"));
+            let mut npm = Command::new(self.program());
             npm.arg(self.root.join("lib/node_modules/npm/bin/npm-cli.js"));
             // No script of a package runs on the machine that builds.
             npm.args(["ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]);

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod create_session;
 mod deed;
 pub mod mcp;
+pub mod oauth;
 pub mod prompts;
 pub mod sessions;
 pub mod workspaces;

@@ -1,0 +1,66 @@
+//! Master keys out of the folder that Secret agentapi-master-key is mounted in, and the wrapped data keys that they
+//! open: the operator's format (operator/src/envelope.rs). May touch: that folder.
+
+use std::path::Path;
+
+use aes_gcm::aead::{Aead, KeyInit, Payload};
+use aes_gcm::{Aes256Gcm, Nonce};
+use agentapi_crds::names;
+use secrecy::{ExposeSecret, SecretBox};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::{CryptoError, KEY, Key, NONCE, WrappedKey};
+
+const FORMAT: u8 = 1;
+
+/// The master key that wraps now, and those that wrapped earlier.
+pub struct MasterKeys {
+    keys: Vec<(String, Key)>,
+}
+
+impl MasterKeys {
+    /// From a folder; the one that wraps now must be there, and each must be whole.
+    pub fn read(folder: &Path) -> Result<Self, CryptoError> {
+        let unreadable = |path: &Path| {
+            let path = path.to_owned();
+            move |source| CryptoError::Folder { path, source }
+        };
+        let mut keys = vec![one(folder, names::KEY_MASTER)?];
+        for entry in std::fs::read_dir(folder).map_err(unreadable(folder))? {
+            let name = entry.map_err(unreadable(folder))?.file_name().to_string_lossy().into_owned();
+            if name.starts_with(names::KEY_MASTER_PREVIOUS) {
+                keys.push(one(folder, &name)?);
+            }
+        }
+        Ok(Self { keys })
+    }
+
+    /// Opens a data key; it opens for its organization and version only.
+    pub(super) fn unwrap(&self, organization: Uuid, key: &WrappedKey) -> Result<Key, CryptoError> {
+        let refuse = || CryptoError::Wrapped(organization);
+        let (_, master) = self.keys.iter().find(|(id, _)| *id == key.master_key_id).ok_or_else(refuse)?;
+        let (format, rest) = key.wrapped.split_first().ok_or_else(refuse)?;
+        let (nonce, sealed) = rest.split_first_chunk::<NONCE>().ok_or_else(refuse)?;
+        if *format != FORMAT {
+            return Err(refuse());
+        }
+        let aad = format!("agentapi/data-key/{organization}/{}", key.version);
+        let payload = Payload { msg: sealed, aad: aad.as_bytes() };
+        let cipher = Aes256Gcm::new(master.expose_secret().into());
+        let open = cipher.decrypt(&Nonce::from(*nonce), payload).map_err(|_| refuse())?;
+        let open: [u8; KEY] = open.try_into().map_err(|_| refuse())?;
+        Ok(SecretBox::new(Box::new(open)))
+    }
+}
+
+fn one(folder: &Path, name: &str) -> Result<(String, Key), CryptoError> {
+    let path = folder.join(name);
+    let bytes = std::fs::read(&path).map_err(|source| CryptoError::Folder { path: path.clone(), source })?;
+    let length = bytes.len();
+    let key: [u8; KEY] =
+        bytes.try_into().map_err(|_| CryptoError::KeyLength { path, name: name.to_owned(), length })?;
+    // Names the key without telling it, as the operator does.
+    let id = hex::encode(&Sha256::digest(key)[..4]);
+    Ok((id, SecretBox::new(Box::new(key))))
+}

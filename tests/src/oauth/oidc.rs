@@ -1,0 +1,141 @@
+//! The real provider (npm oidc-provider, `images/oidc`) as a local process. `cargo xtask test` brings Node.js and the
+//! packages (`NODE`, `OIDC_MODULES`); by hand, `node` and `npm` on PATH do.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::gate::Gate;
+use crate::cluster::eventually;
+
+const IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../images/oidc");
+
+/// A running provider.
+pub struct Oidc {
+    /// Its issuer, which is the address of the gate.
+    pub issuer: String,
+    /// Close it and the provider is down.
+    pub gate: Gate,
+    process: Child,
+    lines: Arc<Mutex<Vec<Value>>>,
+    _folder: TempDir,
+}
+
+impl Oidc {
+    /// With one confidential client for each way to authenticate, and one public one, all sent back to `callback`.
+    pub async fn start(callback: &str) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let modules = modules()?;
+        std::os::unix::fs::symlink(modules.join("node_modules"), folder.path().join("node_modules"))?;
+        for file in ["server.mjs", "clients.json", "package.json"] {
+            std::fs::copy(Path::new(IMAGE).join(file), folder.path().join(file))?;
+        }
+        let client = |method: &str| {
+            let mut client = json!({
+                "client_id": method, "token_endpoint_auth_method": method, "redirect_uris": [callback],
+                "grant_types": ["authorization_code", "refresh_token"], "response_types": ["code"],
+            });
+            if method != "none" {
+                client["client_secret"] = format!("secret-of-{method}-with:odd/characters+").into();
+            }
+            client
+        };
+        let clients = ["client_secret_basic", "client_secret_post", "none"].map(client);
+        std::fs::write(folder.path().join("more.json"), serde_json::to_string(&clients)?)?;
+
+        let port = super::free_port()?;
+        let gate = Gate::start(([127, 0, 0, 1], port).into()).await?;
+        let issuer = format!("http://{}", gate.address);
+        let mut process = Command::new(std::env::var_os("NODE").unwrap_or_else(|| "node".into()))
+            .arg("server.mjs")
+            .current_dir(folder.path())
+            .env("OIDC_ISSUER", &issuer)
+            .env("OIDC_PORT", port.to_string())
+            .env("OIDC_MORE_CLIENTS_FILE", folder.path().join("more.json"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot start Node.js; put node on PATH or its path into NODE")?;
+        let lines = Arc::<Mutex<Vec<Value>>>::default();
+        let (output, kept) = (process.stdout.take().context("no output")?, Arc::clone(&lines));
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if let Ok(line) = serde_json::from_str(&line) {
+                    kept.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+                }
+            }
+        });
+        let oidc = Self { issuer, gate, process, lines, _folder: folder };
+        let discovery = format!("{}/.well-known/openid-configuration", oidc.issuer);
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        eventually("the provider's metadata", Duration::from_secs(60), async || {
+            Ok(match http.get(&discovery).send().await {
+                Ok(answer) if answer.status().is_success() => Ok(()),
+                other => Err(format!("{other:?}")),
+            })
+        })
+        .await?;
+        Ok(oidc)
+    }
+
+    /// The secret of one of its confidential clients.
+    pub fn secret(client: &str) -> String {
+        format!("secret-of-{client}-with:odd/characters+")
+    }
+
+    /// How often something was done, such as `{"event": "grant", "type": "refresh_token"}`.
+    pub fn count(&self, wanted: &Value) -> usize {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits =
+            |line: &&Value| wanted.as_object().is_some_and(|all| all.iter().all(|(key, value)| line[key] == *value));
+        lines.iter().filter(fits).count()
+    }
+
+    /// How many refresh tokens were exchanged.
+    pub fn refreshes(&self) -> usize {
+        self.count(&json!({"event": "grant", "type": "refresh_token"}))
+    }
+}
+
+impl Drop for Oidc {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The folder that holds `node_modules`: what xtask says, else installed once per lock file.
+fn modules() -> Result<PathBuf> {
+    static INSTALLING: Mutex<()> = Mutex::new(());
+    if let Some(folder) = std::env::var_os("OIDC_MODULES") {
+        return Ok(folder.into());
+    }
+    let _one = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    let lock = std::fs::read(Path::new(IMAGE).join("package-lock.json"))?;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &lock);
+    let name = format!("agentapi-oidc-{}", hex::encode(&digest.as_ref()[..6]));
+    let folder = std::env::temp_dir().join(name);
+    if folder.exists() {
+        return Ok(folder);
+    }
+    let part = tempfile::tempdir()?;
+    for file in ["package.json", "package-lock.json", ".npmrc"] {
+        std::fs::copy(Path::new(IMAGE).join(file), part.path().join(file))?;
+    }
+    let npm = ["ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund"];
+    let done = Command::new("npm").args(npm).current_dir(part.path()).output().context("npm is not on PATH")?;
+    ensure!(done.status.success(), "npm ci: {}", String::from_utf8_lossy(&done.stderr));
+    // Another process may have been faster; its folder is the same.
+    if let Err(error) = std::fs::rename(part.keep(), &folder)
+        && !folder.exists()
+    {
+        bail!("cannot make {}: {error}", folder.display());
+    }
+    Ok(folder)
+}
