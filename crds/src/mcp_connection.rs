@@ -157,12 +157,12 @@ pub struct ApiKeyAuth {
 /// OAuth 2.1 with PKCE.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("!(self.provider in ['Auth0', 'Oidc']) || has(self.issuer)", "provider Auth0 and Oidc need an issuer, for example issuer: https://login.example.com"))]
+#[x_kube(validation = ("!(self.provider in ['Auth0', 'Oidc']) || has(self.issuer) || (self.provider == 'Oidc' && has(self.dynamicRegistration) && self.dynamicRegistration)", "provider Auth0 and Oidc need an issuer, for example issuer: https://login.example.com; Oidc with dynamicRegistration: true may leave it to the server"))]
 #[x_kube(validation = ("has(self.clientSecretRef) || (has(self.dynamicRegistration) && self.dynamicRegistration)", "oauth needs clientSecretRef (a registered client) or dynamicRegistration: true"))]
 pub struct OauthAuth {
     /// The provider; it decides about endpoints and peculiarities.
     pub provider: OauthProvider,
-    /// Issuer of the provider.
+    /// Issuer of the provider. With provider Oidc and dynamicRegistration it may be left to the server (RFC 9728).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     #[x_kube(validation = ("self.matches('^https?://[^ ]+$')", "issuer is the provider's URL, for example https://login.example.com"))]

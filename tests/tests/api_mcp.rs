@@ -112,7 +112,7 @@ async fn what_is_not_right_is_refused_by_its_field_and_nothing_is_written() -> R
             "/auth",
             json!({"apiKey": {"header": "X\r\nY", "secretRef": {"name": "a", "key": "b"}}}),
         ),
-        ("auth.oauth.issuer", "/auth", json!({"oauth": {"provider": "Oidc", "dynamicRegistration": true}})),
+        ("auth.oauth.issuer", "/auth", json!({"oauth": {"provider": "Oidc", "clientSecretRef": "client"}})),
         (
             "auth.oauth.issuer",
             "/auth",

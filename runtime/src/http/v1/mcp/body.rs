@@ -145,7 +145,7 @@ pub struct OauthBody {
     /// Github, Google, Azure, Auth0 or Oidc.
     #[schema(value_type = String, example = "Oidc")]
     pub provider: OauthProvider,
-    /// URL of the provider; Auth0 and Oidc need it.
+    /// URL of the provider; Auth0 needs it, and Oidc does without dynamicRegistration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer: Option<String>,
     /// Secret with the keys `clientId` and `clientSecret`.
@@ -307,8 +307,11 @@ impl OauthBody {
         texts("auth.oauth.scopes", &self.scopes, MAX_SCOPES)?;
         match &self.issuer {
             Some(issuer) => reachable("auth.oauth.issuer", issuer, outbound, open)?,
+            // The server itself says who protects it (RFC 9728).
+            None if self.provider == OauthProvider::Oidc && self.dynamic_registration == Some(true) => {}
             None if matches!(self.provider, OauthProvider::Auth0 | OauthProvider::Oidc) => {
-                let detail = "The providers Auth0 and Oidc need an issuer, such as https://login.example.com.";
+                let detail = "The providers Auth0 and Oidc need an issuer, such as https://login.example.com; Oidc with \
+                              dynamicRegistration: true may leave it to the server.";
                 return Err(Problem::invalid_field("auth.oauth.issuer", detail));
             }
             None => {}
