@@ -5,6 +5,7 @@ pub mod attack;
 pub mod chaos;
 pub mod chart;
 pub mod cluster;
+pub mod connections;
 pub mod fakemodel;
 pub mod mcp;
 pub mod oauth;
