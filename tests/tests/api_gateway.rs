@@ -291,3 +291,17 @@ async fn a_changed_definition_puts_a_pinned_connection_into_quarantine() -> Resu
     assert!(rpc(&admin, &id, None, &message).await?.answer()["result"].is_object());
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_stays_open_for_longer_than_a_call_may_take() -> Result<()> {
+    let (_platform, replica, acme) = platform(SESSION_POD).await?;
+    let (admin, server) = (replica.api(Some(&acme.admin))?, Raw::start().await?);
+    let id = impatient(&admin, "raw", &server, 1).await?;
+    let told = rpc(&admin, &id, None, &request(1, "subscriptions/listen", json!({}))).await?;
+    let numbers: Vec<_> = told.messages.iter().map(|message| message["params"]["n"].clone()).collect();
+    assert_eq!(numbers, [json!(1), json!(2)], "{told:?}");
+    // That nothing came for a while is no failure.
+    let works = rpc(&admin, &id, None, &call("echo", json!({}))).await?;
+    assert!(works.answer()["result"].is_object(), "{works:?}");
+    Ok(())
+}

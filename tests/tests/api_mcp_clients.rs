@@ -117,3 +117,21 @@ async fn a_credential_that_was_changed_is_used_at_once_and_never_shown() -> Resu
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn arguments_that_a_schema_marks_are_sent_as_headers_too() -> Result<()> {
+    let (_platform, replica, acme) = platform(SESSION_POD).await?;
+    let (admin, server) = (replica.api(Some(&acme.admin))?, Raw::start().await?);
+    let id = connection(&admin, &configuration("raw", &server.url())).await?;
+    let client = connect(&admin, &id).await?;
+    let region = json!({"type": "string", "x-mcp-header": "Region"});
+    server.set_tools(vec![json!({"name": "weather", "inputSchema": {"properties": {"region": region}}})]);
+    server.set_mood(Mood::WantsHeader("mcp-param-region: us-west1\r\n"));
+    let weather = json!({"client": client, "name": "weather", "arguments": {"region": "us-west1"}});
+    admin.post("/v1/mcp/call_tool", &weather).await?.expect(200)?;
+    assert_eq!(server.count("tools/call"), 2, "the first one was refused, unread");
+    let other = json!({"client": client, "name": "weather", "arguments": {}});
+    let refused = admin.post("/v1/mcp/call_tool", &other).await?;
+    assert_eq!((refused.status.as_u16(), refused.problem()), (422, "mcp-error"), "{}", refused.body);
+    Ok(())
+}

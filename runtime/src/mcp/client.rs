@@ -15,10 +15,10 @@ use super::error::{UpstreamError, Verdict};
 use super::guards::{Guards, Ticket};
 use super::legacy::Legacy;
 use super::protocol::{
-    STATELESS, Session, answer_to_server, initialize_params, is_idempotent, outcome, own_info, session_of,
-    standard_headers,
+    STATELESS, Session, answer_to_server, initialize_params, is_idempotent, outcome, own_info, parameter_headers,
+    session_of, standard_headers,
 };
-use super::rpc::{self, Message};
+use super::rpc::{self, Message, code};
 use super::upstream::{Answer, Outgoing, PROTOCOL_VERSION, Reply, SESSION_ID, Target, Upstream};
 
 /// A server that does not know `server/discover` may not answer at all.
@@ -66,7 +66,31 @@ impl McpClient {
         method: &str,
         params: &Map<String, Value>,
     ) -> Result<Value, UpstreamError> {
-        self.guarded(target, is_idempotent(method), || self.ask_once(target, session, method, params)).await
+        match self.ask_with(target, session, method, params, &HeaderMap::new()).await {
+            // Its schema, which we do not have, says which arguments are to be in headers too.
+            Err(UpstreamError::Rpc { code: code::HEADER_MISMATCH, .. }) if method == "tools/call" => {
+                let listed = self.list(target, session, "tools/list", "tools").await?;
+                let tools = listed["tools"].as_array().into_iter().flatten();
+                let schema =
+                    tools.filter(|tool| params.get("name") == tool.get("name")).map(|tool| &tool["inputSchema"]);
+                let arguments = params.get("arguments").unwrap_or(&Value::Null);
+                let extra = schema.flat_map(|schema| parameter_headers(schema, arguments)).collect();
+                self.ask_with(target, session, method, params, &extra).await
+            }
+            other => other,
+        }
+    }
+
+    async fn ask_with(
+        &self,
+        target: Target<'_>,
+        session: &Session,
+        method: &str,
+        params: &Map<String, Value>,
+        extra: &HeaderMap,
+    ) -> Result<Value, UpstreamError> {
+        let call = || self.ask_once(target, session, method, params, extra);
+        self.guarded(target, is_idempotent(method), call).await
     }
 
     /// All pages of a list, as one result.
@@ -81,7 +105,7 @@ impl McpClient {
         const MOST_ITEMS: usize = 2000;
         let (mut items, mut params) = (Vec::new(), Map::new());
         for _ in 0..MOST_PAGES {
-            let mut page = self.ask(target, session, method, &params).await?;
+            let mut page = self.ask_with(target, session, method, &params, &HeaderMap::new()).await?;
             if let Some(Value::Array(more)) = page.get_mut(field).map(Value::take) {
                 items.extend(more);
             }
@@ -101,7 +125,7 @@ impl McpClient {
         let Some(headers) = session.id.as_ref().and_then(|_| headers(session, "", &Map::new()).ok()) else {
             return;
         };
-        let outgoing = Outgoing { method: Method::DELETE, url: None, body: None, headers };
+        let outgoing = Outgoing { method: Method::DELETE, url: None, body: None, headers, open_ended: false };
         if let Err(error) = self.upstream.exchange(target, &outgoing).await {
             tracing::debug!(connection = %target.connection.id, %error, "the server keeps a session");
         }
@@ -168,8 +192,8 @@ impl McpClient {
     async fn discover(&self, target: Target<'_>) -> Result<Option<Session>, UpstreamError> {
         let stateless =
             Session { protocol: STATELESS.to_owned(), id: None, server: Value::Null, capabilities: Value::Null };
-        let nothing = Map::new();
-        let asking = self.ask_once(target, &stateless, "server/discover", &nothing);
+        let (nothing, none) = (Map::new(), HeaderMap::new());
+        let asking = self.ask_once(target, &stateless, "server/discover", &nothing, &none);
         let found = match tokio::time::timeout(DISCOVER_PATIENCE, asking).await {
             Ok(Ok(found)) => found,
             Err(_)
@@ -218,6 +242,7 @@ impl McpClient {
         session: &Session,
         method: &str,
         params: &Map<String, Value>,
+        extra: &HeaderMap,
     ) -> Result<Value, UpstreamError> {
         let id = json!(1);
         if matches!(target.connection.transport, Transport::Sse(_)) {
@@ -231,7 +256,8 @@ impl McpClient {
             meta["io.modelcontextprotocol/clientInfo"] = own_info();
             meta["io.modelcontextprotocol/clientCapabilities"] = json!({});
         }
-        let headers = headers(session, method, &params)?;
+        let mut headers = headers(session, method, &params)?;
+        headers.extend(extra.clone());
         let (result, _) = self.round(target, headers, &id, &rpc::request(&id, method, &params)).await?;
         Ok(result)
     }

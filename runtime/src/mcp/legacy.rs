@@ -29,7 +29,8 @@ impl Legacy {
     /// Opens the stream and waits for the server to say where messages go.
     pub async fn open(upstream: &Upstream, target: Target<'_>) -> Result<Self, UpstreamError> {
         let patience = target.connection.call_timeout;
-        let outgoing = Outgoing { method: Method::GET, url: None, body: None, headers: HeaderMap::new() };
+        let outgoing =
+            Outgoing { method: Method::GET, url: None, body: None, headers: HeaderMap::new(), open_ended: true };
         let Answer::Events(mut events) = upstream.exchange(target, &outgoing).await?.answer else {
             return Err(no_endpoint("is none"));
         };

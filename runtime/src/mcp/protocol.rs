@@ -63,6 +63,27 @@ pub fn standard_headers(method: &str, params: &Map<String, Value>) -> Vec<(Heade
     texts.into_iter().filter_map(|(name, text)| Some((name, HeaderValue::from_str(&text?).ok()?))).collect()
 }
 
+/// Headers that repeat those arguments of a tool which its schema marks with `x-mcp-header`.
+pub(super) fn parameter_headers(schema: &Value, arguments: &Value) -> Vec<(HeaderName, HeaderValue)> {
+    let mut headers = Vec::new();
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        let argument = &arguments[name];
+        let text = match argument {
+            Value::String(text) => Some(text.clone()),
+            Value::Bool(_) | Value::Number(_) => Some(argument.to_string()),
+            _ => None,
+        };
+        match (property["x-mcp-header"].as_str(), text) {
+            (Some(header), Some(text)) => {
+                let header = format!("mcp-param-{}", header.to_ascii_lowercase()).parse();
+                headers.extend(header.ok().zip(HeaderValue::from_str(&header_text(&text)).ok()));
+            }
+            _ => headers.extend(parameter_headers(property, argument)),
+        }
+    }
+    headers
+}
+
 pub(super) fn initialize_params() -> Map<String, Value> {
     let mut params = Map::new();
     params.insert("protocolVersion".to_owned(), json!(INITIALIZE));
@@ -131,6 +152,21 @@ mod tests {
         assert_eq!(header_text("größe"), "=?base64?Z3LDtsOfZQ==?=");
         assert_eq!(header_text("x\r\nx-injected: yes"), "=?base64?eA0KeC1pbmplY3RlZDogeWVz?=");
         assert_eq!(header_text(" x"), "=?base64?IHg=?=");
+    }
+
+    #[test]
+    fn marked_arguments_go_into_headers_too() {
+        let schema = json!({"properties": {
+            "region": {"type": "string", "x-mcp-header": "Region"}, "plain": {"type": "string"},
+            "deep": {"type": "object", "properties": {"limit": {"type": "integer", "x-mcp-header": "Limit"}}},
+            "absent": {"type": "string", "x-mcp-header": "Absent"}, "bad": {"type": "string", "x-mcp-header": "a b"},
+        }});
+        let arguments = json!({"region": "zürich", "plain": "x", "deep": {"limit": 3}, "bad": "x"});
+        let mut headers = parameter_headers(&schema, &arguments);
+        headers.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
+        let shown: Vec<_> =
+            headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap_or_default())).collect();
+        assert_eq!(shown, [("mcp-param-limit", "3"), ("mcp-param-region", "=?base64?esO8cmljaA==?=")]);
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub mod code {
     pub const METHOD_NOT_FOUND: i64 = -32601;
     /// A parameter is not what it should be.
     pub const INVALID_PARAMS: i64 = -32602;
+    /// A header does not say what the message says, or is not there.
+    pub const HEADER_MISMATCH: i64 = -32020;
     /// Ours: the server behind the gateway failed, or was not asked.
     pub const SERVER_FAILED: i64 = -32001;
     /// Ours: policy does not let this through.

@@ -56,12 +56,14 @@ pub struct Outgoing {
     pub body: Option<Bytes>,
     /// Headers of the protocol.
     pub headers: HeaderMap,
+    /// The answer is a stream that stays open, however long nothing comes.
+    pub open_ended: bool,
 }
 
 impl Outgoing {
     /// A message.
     pub fn post(message: impl Into<Bytes>, headers: HeaderMap) -> Self {
-        Self { method: Method::POST, url: None, body: Some(message.into()), headers }
+        Self { method: Method::POST, url: None, body: Some(message.into()), headers, open_ended: false }
     }
 }
 
@@ -202,7 +204,7 @@ async fn read(response: Response, outgoing: &Outgoing, patience: Duration) -> Re
         return Ok(Answer::Accepted);
     }
     match kind.as_str() {
-        EVENT_STREAM => Ok(Answer::Events(events(response.bytes_stream(), &outgoing.method, patience))),
+        EVENT_STREAM => Ok(Answer::Events(events(response.bytes_stream(), outgoing.open_ended, patience))),
         "application/json" => {
             let body = whole(response).await?;
             Ok(if body.is_empty() { Answer::Accepted } else { Answer::Json(body) })
@@ -229,21 +231,19 @@ async fn whole(response: Response) -> Result<Bytes, UpstreamError> {
     })
 }
 
-/// The events of a body. After a POST each event has the call's time, and all together some times that; a stream of
-/// the server's own stays as long as anything comes.
+/// The events of a body. Each has the call's time, and all together some times that, unless the stream is to stay open.
 fn events(
     body: impl Stream<Item = Result<Bytes, reqwest::Error>> + Send + 'static,
-    method: &Method,
+    open_ended: bool,
     patience: Duration,
 ) -> Events {
-    let own = *method == Method::GET;
     let last = Instant::now() + patience * PATIENCE;
     async_stream::stream! {
         let mut body = Box::pin(body);
         let mut parser = Parser::new(MAX_ANSWER_BYTES);
         let mut until = Instant::now() + patience;
         loop {
-            let next = if own { Ok(body.next().await) } else { timeout_at(until.min(last), body.next()).await };
+            let next = if open_ended { Ok(body.next().await) } else { timeout_at(until.min(last), body.next()).await };
             let chunk = match next {
                 Ok(Some(Ok(chunk))) => chunk,
                 Ok(None) => return,

@@ -61,7 +61,7 @@ macro_rules! select_connection {
             "select c.id, c.name, c.origin, c.k8s_namespace, c.workspace_id, w.name as workspace, c.spec, c.generation,
                     to_char(c.created_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') as created_at,
                     to_char(c.updated_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') as updated_at,
-                    to_jsonb(g) -> 'mcp_open_ranges' as open,
+                    g.mcp_open_ranges as open,
                     to_char(o.observed_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') as observed_at,
                     o.generation as observed_generation, o.state, o.message, o.tools, o.pinned, o.quarantined, o.breaker,
                     o.auth_state, o.protocol
@@ -102,7 +102,6 @@ impl StoredConnection {
             "api" => Origin::Api,
             _ => return Err(StoreError::Corrupt("mcp_connections.origin")),
         };
-        let open: Option<Value> = row.try_get("open")?;
         Ok(Self {
             identity: Identity {
                 id: row.try_get("id")?,
@@ -116,7 +115,7 @@ impl StoredConnection {
             spec: row.try_get("spec")?,
             created_at: row.try_get("created_at")?,
             updated_at: row.try_get("updated_at")?,
-            open: open.and_then(|open| serde_json::from_value(open).ok()).unwrap_or_default(),
+            open: row.try_get("open")?,
             observation: Observation::from_row(row)?,
         })
     }
@@ -191,9 +190,8 @@ impl TenantTx {
 
     /// Address ranges that the organization opens.
     pub async fn open_ranges(&mut self) -> Result<Vec<String>, StoreError> {
-        let open = sqlx::query_scalar("select to_jsonb(g) -> 'mcp_open_ranges' from organizations g where g.id = $1");
-        let open: Option<Value> = open.bind(self.organization_id).fetch_optional(&mut *self.tx).await?.flatten();
-        Ok(open.and_then(|open| serde_json::from_value(open).ok()).unwrap_or_default())
+        let open = sqlx::query_scalar("select mcp_open_ranges from organizations where id = $1");
+        Ok(open.bind(self.organization_id).fetch_optional(&mut *self.tx).await?.unwrap_or_default())
     }
 
     /// How many connections the API owns.

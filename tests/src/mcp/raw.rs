@@ -35,6 +35,8 @@ pub enum Mood {
     Redirects(String),
     /// Has forgotten all sessions.
     Forgetful,
+    /// Wants this text in the head of a call.
+    WantsHeader(&'static str),
 }
 
 /// What came in.
@@ -132,6 +134,11 @@ impl Raw {
                 self.state().mood = Mood::Well;
                 head(&mut stream, "404 Not Found", "content-length: 0\r\n").await
             }
+            Mood::WantsHeader(header) if calls && !seen.head.contains(header) => {
+                let error = json!({"code": -32020, "message": "Header mismatch"});
+                let answer = json!({"jsonrpc": "2.0", "id": seen.body["id"], "error": error});
+                json_body(&mut stream, "400 Bad Request", "", &answer).await
+            }
             Mood::Long(bytes) if calls => {
                 let result = json!({"content": [{"type": "text", "text": "x".repeat(bytes)}]});
                 json_body(
@@ -161,6 +168,16 @@ impl Raw {
                     stream.write_all(b":\n\n").await?;
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
+            }
+            _ if seen.body["method"] == "subscriptions/listen" => {
+                head(&mut stream, "200 OK", "content-type: text/event-stream\r\n").await?;
+                for number in 1..=2 {
+                    let told = json!({"jsonrpc": "2.0", "method": "notifications/tools/list_changed", "params": {"n": number}});
+                    stream.write_all(format!("data: {told}\n\n").as_bytes()).await?;
+                    // Longer than a call may take.
+                    tokio::time::sleep(Duration::from_millis(1500)).await;
+                }
+                Ok(())
             }
             // Until the other side gives up.
             Mood::Silent if calls => stream.read(&mut [0]).await.map(drop),

@@ -287,7 +287,8 @@ async fn in_session(app: App, party: Party, mut head: http::request::Parts) -> R
         return Err(Problem::method_not_allowed());
     }
     let place = app.mcp.client().guards().enter_stream(party.caller.organization.id).await?;
-    let outgoing = Outgoing { method: head.method.clone(), url: None, body: None, headers };
+    let open_ended = head.method == Method::GET;
+    let outgoing = Outgoing { method: head.method.clone(), url: None, body: None, headers, open_ended };
     let reply = match app.mcp.client().upstream().exchange(party.target(&loaded), &outgoing).await {
         Ok(reply) => reply,
         Err(UpstreamError::Status(405)) => return Err(Problem::method_not_allowed()),

@@ -31,6 +31,8 @@ use crate::mcp::upstream::{Answer, Events, Outgoing, Reply, SESSION_ID};
 
 /// A stream on which nothing comes for so long gets a comment: proxies cut silent connections.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Its answer is the server's own stream, in the version without sessions.
+const LISTEN: &str = "subscriptions/listen";
 
 /// A request that was admitted.
 pub(super) struct Relay {
@@ -45,11 +47,12 @@ pub(super) struct Relay {
 impl Relay {
     pub(super) async fn run(self, message: Value, headers: HeaderMap) -> Result<Response, Problem> {
         let began = Instant::now();
+        let (client, target) = (self.app.mcp.client(), self.party.target(&self.loaded));
         let sent = if matches!(self.loaded.connection.transport, Transport::Sse(_)) {
             self.legacy(message).await
         } else {
-            let outgoing = Outgoing::post(message.to_string(), headers);
-            let (client, target) = (self.app.mcp.client(), self.party.target(&self.loaded));
+            let open_ended = self.method == LISTEN;
+            let outgoing = Outgoing { open_ended, ..Outgoing::post(message.to_string(), headers) };
             client.begin(target, &outgoing, is_idempotent(&self.method)).await
         };
         let (ticket, reply) = match sent {
@@ -72,6 +75,11 @@ impl Relay {
                 let (answer, error) = self.look_at(&body).await;
                 self.end(ticket, error.as_ref(), began).await;
                 Ok(json_response(&answer, session))
+            }
+            Answer::Events(events) if self.method == LISTEN => {
+                let place = client.guards().enter_stream(target.organization.id).await;
+                self.end(ticket, None, began).await;
+                Ok(stream(&self.app, events, place?))
             }
             Answer::Events(events) => {
                 let closing = self.app.closing.clone();
