@@ -33,6 +33,12 @@ impl Agent {
         Ok(Self { http, cookies: BTreeMap::new() })
     }
 
+    /// The same behind a proxy, which knows the names of a cluster.
+    pub fn through(proxy: &str) -> Result<Self> {
+        let http = reqwest::Client::builder().proxy(reqwest::Proxy::http(proxy)?);
+        Ok(Self { http: http.redirect(reqwest::redirect::Policy::none()).build()?, cookies: BTreeMap::new() })
+    }
+
     /// Sends a request with the cookies of its host, and keeps those that come.
     async fn send(
         &mut self,
