@@ -18,7 +18,7 @@ fn policies() -> Vec<Policy> {
             template.push_str("Write tests first, keep functions short, and never push to the main branch.\n");
         }
         Policy {
-            id: u128::from(n) * 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835,
+            id: u128::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835),
             scope,
             namespace: "team".to_owned(),
             name: format!("policy-{n}"),

@@ -69,8 +69,13 @@ impl Session {
 
     async fn send(&self, kind: &str, content: &str) {
         let path = format!("/v1/sessions/{}/message", self.id);
-        let sent = self.api.post(&path, &json!({"content": content, "type": kind})).await.unwrap();
-        sent.expect(200).unwrap();
+        // It may draw something between two turns, and counts as busy then.
+        eventually("the agent takes a message", TURN, async || {
+            let sent = self.api.post(&path, &json!({"content": content, "type": kind})).await?;
+            Ok(if sent.status == 409 { Err(sent.body.to_string()) } else { Ok(sent.expect(200).map(drop)?) })
+        })
+        .await
+        .unwrap();
     }
 
     async fn last(&self) -> String {
@@ -93,7 +98,23 @@ impl Session {
         self.api.stable(&self.id, TURN).await.unwrap();
         self.send("user", &format!("call {tool} {arguments}")).await;
         self.shows("Do you want to proceed?").await;
-        self.send("raw", "1").await;
+        // A key that comes with the question is not taken for an answer to it.
+        eventually("the agent takes the answer", TURN, async || {
+            self.send("raw", "1").await;
+            let limit = tokio::time::Instant::now() + Duration::from_secs(3);
+            loop {
+                let last = self.last().await;
+                if !last.contains("Do you want to proceed?") {
+                    return Ok(Ok(()));
+                }
+                if tokio::time::Instant::now() > limit {
+                    return Ok(Err(last));
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        })
+        .await
+        .unwrap();
         self.shows("The tool answered").await
     }
 
