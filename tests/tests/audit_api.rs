@@ -45,7 +45,8 @@ struct Recipe {
     detail: Value,
 }
 
-/// Routes whose rows are looked at in api_mcp.rs, api_mcp_clients.rs and api_gateway.rs, and some that only ask.
+/// Routes whose rows are looked at in api_mcp.rs, api_mcp_clients.rs, api_gateway.rs and api_oauth.rs, and some that only
+/// ask.
 const ELSEWHERE: &[&str] = &[
     "post /v1/mcp/configurations",
     "put /v1/mcp/configurations/{id}",
@@ -62,6 +63,9 @@ const ELSEWHERE: &[&str] = &[
     "post /v1/mcp/read_resource",
     "post /v1/mcp/list_prompts",
     "post /v1/mcp/get_prompt",
+    "post /v1/oauth/init",
+    "post /v1/oauth/refresh",
+    "post /v1/oauth/revoke",
     // Leaves no row: api_screening.
     "post /v1/prompts/preview",
 ];

@@ -37,7 +37,7 @@ enum Part {
     Cluster,
 }
 
-/// Runs the parts; the first failure ends the run.
+/// Runs the parts; the first that fails ends the run, when all of its tests have run.
 pub(crate) fn main(args: &Args) -> Result<()> {
     let wanted = |part| args.only.is_none_or(|only| only == part);
     if wanted(Part::Fast) {
@@ -61,13 +61,17 @@ pub(crate) fn main(args: &Args) -> Result<()> {
             ("PROMTOOL", debian::unpacked("promtool", "prometheus")?),
             ("AGENTAPI_FUZZ_SECONDS", PathBuf::from(FUZZ_SECONDS)),
         ];
-        cargo("unit, property, database and API tests", &["test", "--workspace", "--all-targets"], &env)?;
+        cargo(
+            "unit, property, database and API tests",
+            &["test", "--workspace", "--all-targets", "--no-fail-fast"],
+            &env,
+        )?;
     }
     if wanted(Part::Cluster) {
         up::main(&up::Args::new(args.cluster, args.profile.clone()))?;
         let client = conformance_client()?;
         let names = cluster_tests()?;
-        let mut words = vec!["test", "--workspace", "--features", "agentapi-tests/cluster"];
+        let mut words = vec!["test", "--workspace", "--features", "agentapi-tests/cluster", "--no-fail-fast"];
         for name in &names {
             words.extend(["--test", name]);
         }
