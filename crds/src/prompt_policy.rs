@@ -42,7 +42,8 @@ pub struct PromptPolicySpec {
     /// Whose prompts the policy is part of; it can't be changed. Global works only in the operator's own namespace.
     #[x_kube(validation = ("self == oldSelf", "scope can't be changed; make a new PromptPolicy instead"))]
     pub scope: Scope,
-    /// The Organization, for the scopes Organization and Workspace.
+    /// The Organization, for the scopes Organization and Workspace; it can't be changed.
+    #[x_kube(validation = ("self == oldSelf", "organizationRef can't be changed; make a new PromptPolicy instead"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub organization_ref: Option<OrganizationRef>,
     /// The Workspace, for the scope Workspace.

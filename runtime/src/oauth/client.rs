@@ -1,6 +1,7 @@
 //! Who we are at a provider: a client that the tenant has registered and keeps in a Secret, or one that we register
 //! (RFC 7591) and keep sealed. May touch: the tenant's Secret, the provider through `net`, `oauth_clients`.
 
+use agentapi_crds::mcp_connection::OauthProvider;
 use http::StatusCode;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,14 @@ impl OAuth {
         register: bool,
     ) -> Result<ClientCredentials, OauthError> {
         if let Some(secret) = &target.oauth.client_secret_ref {
+            // The MCP server itself says who its provider is when the connection does not: nobody to give a Secret to.
+            if target.oauth.provider == OauthProvider::Oidc && target.oauth.issuer.is_none() {
+                return Err(OauthError::Unusable(format!(
+                    "connection {} names a client in auth.oauth.clientSecretRef and no auth.oauth.issuer that it is \
+                     for: name the issuer, or leave clientSecretRef out",
+                    target.name
+                )));
+            }
             return self.client_of_secret(target, server, secret).await;
         }
         if let Some(kept) = self.kept_client(target, server).await? {

@@ -259,6 +259,9 @@ fn describe(headers: &mut HeaderMap, method: &str, params: &Map<String, Value>) 
     }
 }
 
+/// A server says at once that it has got what wants no answer; one that does not keeps a connection of ours.
+const NOTICE: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Passes on what wants no answer.
 async fn forward(
     app: &App,
@@ -270,7 +273,9 @@ async fn forward(
     // Each request has a conversation of its own there; nobody waits for anything between them.
     if !matches!(loaded.connection.transport, Transport::Sse(_)) {
         let outgoing = Outgoing::post(message.to_string(), headers);
-        match app.mcp.client().upstream().exchange(party.target(loaded), &outgoing).await {
+        let exchange = app.mcp.client().upstream();
+        let exchange = exchange.exchange(party.target(loaded), &outgoing);
+        match tokio::time::timeout(NOTICE, exchange).await.unwrap_or(Err(UpstreamError::TimedOut(NOTICE))) {
             Ok(_) => {}
             Err(UpstreamError::SessionLost) => return Err(session_lost()),
             Err(error) => return Err(error.into()),
@@ -296,7 +301,7 @@ async fn in_session(app: App, party: Party, mut head: http::request::Parts) -> R
         Err(error) => return Err(error.into()),
     };
     match reply.answer {
-        Answer::Events(events) if head.method == Method::GET => Ok(relay::stream(&app, events, place)),
+        Answer::Events(events) if head.method == Method::GET => Ok(relay::stream(&app, events, place, None)),
         _ => Ok(StatusCode::NO_CONTENT.into_response()),
     }
 }

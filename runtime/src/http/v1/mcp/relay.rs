@@ -79,7 +79,7 @@ impl Relay {
             Answer::Events(events) if self.method == LISTEN => {
                 let place = client.guards().enter_stream(target.organization.id).await;
                 self.end(ticket, None, began).await;
-                Ok(stream(&self.app, events, place?))
+                Ok(stream(&self.app, events, place?, Some(self.id.clone())))
             }
             Answer::Events(events) => {
                 let closing = self.app.closing.clone();
@@ -186,6 +186,10 @@ impl Relay {
         };
         let message = Message::parse(data.as_bytes()).map_err(|error| UpstreamError::NotMcp(error.to_string()))?;
         let last = message.answers(&self.id);
+        if !last && matches!(message, Message::Response { .. }) {
+            // An answer to something else would get to the agent without having been looked at.
+            return Ok((Event { data: None, ..event }, false));
+        }
         let data = if last { self.filtered(message).await } else { message.to_value() };
         Ok((Event { data: Some(data.to_string()), ..event }, last))
     }
@@ -193,10 +197,11 @@ impl Relay {
     /// The answer in a body, or what is said in its place.
     async fn look_at(&self, body: &Bytes) -> (Value, Option<UpstreamError>) {
         match Message::parse(body) {
+            Ok(message @ Message::Response { .. }) if message.answers(&self.id) => (self.filtered(message).await, None),
             // A server that could not read the id answers with null.
-            Ok(message @ Message::Response { .. }) => (self.filtered(message).await, None),
+            Ok(message @ Message::Response { id: Value::Null, outcome: Err(_) }) => (message.to_value(), None),
             Ok(_) => {
-                let error = UpstreamError::NotMcp("its answer is a request".to_owned());
+                let error = UpstreamError::NotMcp("its answer is a request, or answers another one".to_owned());
                 (failure(&self.id, &error), Some(error))
             }
             Err(error) => {
@@ -263,19 +268,47 @@ fn event_response(body: Body, session: Option<HeaderValue>) -> Response {
     response
 }
 
+/// Whether an event of a server's own stream goes on: an answer only to the request that opened it.
+fn goes_on(event: &Event, opened_by: Option<&Value>) -> bool {
+    match event.data.as_ref().filter(|data| !data.trim().is_empty()).map(|data| Message::parse(data.as_bytes())) {
+        None => true,
+        Some(Ok(message @ Message::Response { .. })) => opened_by.is_some_and(|id| message.answers(id)),
+        Some(parsed) => parsed.is_ok(),
+    }
+}
+
 /// The server's own stream, as it comes.
-pub(super) fn stream(app: &App, mut events: Events, place: OwnedSemaphorePermit) -> Response {
+pub(super) fn stream(app: &App, mut events: Events, place: OwnedSemaphorePermit, opened_by: Option<Value>) -> Response {
     let held = app.metrics.stream();
     let body = async_stream::stream! {
         let _held = (held, place);
         loop {
             match tokio::time::timeout(KEEP_ALIVE, events.next()).await {
                 Err(_) => yield Ok::<_, std::convert::Infallible>(Event::default().encode()),
-                Ok(Some(Ok(event))) => yield Ok(event.encode()),
+                Ok(Some(Ok(event))) if goes_on(&event, opened_by.as_ref()) => yield Ok(event.encode()),
+                Ok(Some(Ok(_))) => {}
                 // The other side connects again, with the id of the last event.
                 Ok(None | Some(Err(_))) => return,
             }
         }
     };
     event_response(Body::from_stream(body.take_until(app.closing.clone().cancelled_owned())), None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_servers_own_stream_brings_no_answers_to_others() {
+        let event = |data: &str| Event { data: Some(data.to_owned()), ..Event::default() };
+        let answer = event(r#"{"jsonrpc":"2.0","id":1,"result":{"tools":[]}}"#);
+        assert!(!goes_on(&answer, None));
+        assert!(!goes_on(&answer, Some(&json!(2))));
+        assert!(!goes_on(&event(r#"{"jsonrpc":"2.0","id":1.0,"result":{}}"#), Some(&json!(1))));
+        assert!(goes_on(&answer, Some(&json!(1))));
+        assert!(goes_on(&event(r#"{"jsonrpc":"2.0","method":"notifications/message","params":{}}"#), None));
+        assert!(goes_on(&Event::default(), None));
+        assert!(!goes_on(&event("not JSON"), None));
+    }
 }
