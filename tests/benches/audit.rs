@@ -7,10 +7,10 @@
 //! has is in the table: one is a single change; a batch is one INSERT of many rows. `pgbench` is the client, so that what
 //! is measured is the server and not this program.
 #![allow(clippy::print_stdout)]
-use agentapi_tests::pg::{Database, Server, ServerOptions, bin_dir};
-use anyhow::{Context, Result, bail};
+use agentapi_tests::pg::load::pgbench;
+use agentapi_tests::pg::{Database, Server, ServerOptions};
+use anyhow::Result;
 use sqlx::{Connection, Executor, PgConnection};
-use std::process::Command;
 
 const WRITERS: u32 = 16;
 const ORGANIZATIONS: u32 = 100;
@@ -57,8 +57,8 @@ async fn main() -> Result<()> {
         // Alternating, so that both see the same weather on the machine; the better of the rounds.
         let (mut audit, mut plain) = (0.0_f64, 0.0_f64);
         for _ in 0..ROUNDS {
-            audit = audit.max(pgbench(&db, "audit_log", batch)?);
-            plain = plain.max(pgbench(&db, "plain_log", batch)?);
+            audit = audit.max(pgbench(&db, &script("audit_log", batch), WRITERS, SECONDS)?);
+            plain = plain.max(pgbench(&db, &script("plain_log", batch), WRITERS, SECONDS)?);
         }
         let rows = f64::from(batch);
         println!(
@@ -80,40 +80,20 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// Transactions per second.
-fn pgbench(db: &Database, table: &str, batch: u32) -> Result<f64> {
-    let folder = tempfile::tempdir()?;
-    let script = folder.path().join("script.sql");
+/// One transaction of pgbench.
+fn script(table: &str, batch: u32) -> String {
     let org = if table == "plain_log" { "org_id, " } else { "" };
     let value = if table == "plain_log" {
         "('00000000-0000-0000-0000-' || lpad(cast(:org as text), 12, '0'))::uuid, "
     } else {
         ""
     };
-    std::fs::write(
-        &script,
-        format!(
+    format!(
             "\\set org random(1, {ORGANIZATIONS})
              begin;
              select set_config('role', 'org_bench_' || cast(:org as text), true), set_config('app.user_id', '', true), set_config('app.user_role', 'user', true);
              insert into {table} ({org}actor, action, target_kind, target_id, request_id, source_ip, user_agent, detail) select {value}'somebody@example.com', 'session.message', 'session', '01980000-0000-7000-8000-000000000000', '01980000-0000-7000-8000-000000000001', '203.0.113.7', 'curl/7.88.1', '{{\"type\": \"user\", \"bytes\": 120}}' from generate_series(1, {batch});
              commit;
             "
-        ),
-    )?;
-    let url = url::Url::parse(&db.runtime_url())?;
-    let output = Command::new(bin_dir()?.join("pgbench"))
-        .args(["-n", "-M", "prepared", "-c", &WRITERS.to_string(), "-j", "2", "-T", &SECONDS.to_string()])
-        .args(["-h", "127.0.0.1", "-p", &db.server().port().to_string(), "-U", url.username(), "-f"])
-        .arg(&script)
-        .arg(db.name())
-        .env("PGPASSWORD", url.password().unwrap_or_default())
-        .output()
-        .context("can't start pgbench; it is in Debian's postgresql-15")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let tps = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
-    match tps {
-        Some(tps) if output.status.success() => Ok(tps),
-        _ => bail!("pgbench failed: {text}{}", String::from_utf8_lossy(&output.stderr)),
-    }
+        )
 }

@@ -5,16 +5,15 @@
 //! is compared is work and not how fast the kernel wakes up who waits. Two tables: one organization all the time, whose
 //! plans Postgres keeps; and all in turn on the same connections, where it has to plan for each role anew.
 #![allow(clippy::print_stdout)]
-use agentapi_tests::pg::load::{HOT_QUERIES, HotQuery, Scale, fill};
-use agentapi_tests::pg::{Database, Organization, bin_dir};
-use anyhow::{Context, Result, bail};
+use agentapi_tests::pg::load::{HOT_QUERIES, HotQuery, Scale, fill, pgbench};
+use agentapi_tests::pg::{Database, Organization};
+use anyhow::Result;
 use sqlx::{AssertSqlSafe, Executor};
-use std::process::Command;
 use uuid::Uuid;
 
 const ROUNDS: usize = 5;
-const SECONDS: &str = "2";
-const CLIENTS: &str = "4";
+const SECONDS: u32 = 2;
+const CLIENTS: u32 = 4;
 const OTHERS: usize = 20;
 
 #[tokio::main]
@@ -58,12 +57,16 @@ fn compare(
     query: &HotQuery,
     many: bool,
 ) -> Result<()> {
-    let text = |sql: &str| sql.replace("$1", &format!("'{session}'")).replace("$2", &format!("'{}'", acme.id));
+    let text = |sql: &str| {
+        sql.replace("                   ", " ")
+            .replace("$1", &format!("'{session}'"))
+            .replace("$2", &format!("'{}'", acme.id))
+    };
     let (mut on, mut off) = (Vec::new(), Vec::new());
     // Alternating rounds, so that both see the same weather on the machine.
     for _ in 0..ROUNDS {
-        on.push(pgbench(with, &script(acme, query, &text(query.with_rls), many))?);
-        off.push(pgbench(without, &script(acme, query, &text(query.without_rls), many))?);
+        on.push(pgbench(with, &script(acme, query, &text(query.with_rls), many), CLIENTS, SECONDS)?);
+        off.push(pgbench(without, &script(acme, query, &text(query.without_rls), many), CLIENTS, SECONDS)?);
     }
     let (on, off) = (median(on), median(off));
     println!("{:<42} {on:>10.0} {off:>10.0} {:>14.1} %", query.name, (off / on - 1.0) * 100.0);
@@ -86,28 +89,6 @@ fn script(acme: &Organization, query: &HotQuery, text: &str, many: bool) -> Stri
          set_config('app.user_role', '{}', true);\n{text};\ncommit;\n",
         query.role
     )
-}
-
-/// Transactions per second.
-fn pgbench(db: &Database, script: &str) -> Result<f64> {
-    let folder = tempfile::tempdir()?;
-    let file = folder.path().join("script.sql");
-    std::fs::write(&file, script.replace("                   ", " "))?;
-    let url = url::Url::parse(&db.runtime_url())?;
-    let output = Command::new(bin_dir()?.join("pgbench"))
-        .args(["-n", "-M", "prepared", "-c", CLIENTS, "-j", "2", "-T", SECONDS])
-        .args(["-h", "127.0.0.1", "-p", &db.server().port().to_string(), "-U", url.username(), "-f"])
-        .arg(&file)
-        .arg(db.name())
-        .env("PGPASSWORD", url.password().unwrap_or_default())
-        .output()
-        .context("can't start pgbench; it is in Debian's postgresql-15")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let tps = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
-    match tps {
-        Some(tps) if output.status.success() => Ok(tps),
-        _ => bail!("pgbench failed: {text}{}", String::from_utf8_lossy(&output.stderr)),
-    }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

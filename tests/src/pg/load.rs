@@ -1,7 +1,8 @@
 //! Many organizations with many rows, for plans and timings, and the queries that the runtime asks most.
-use super::Database;
-use anyhow::Result;
+use super::{Database, bin_dir};
+use anyhow::{Context, Result, bail};
 use sqlx::{Connection, Executor, PgConnection};
+use std::process::Command;
 use uuid::Uuid;
 
 /// How many rows.
@@ -137,4 +138,26 @@ pub async fn fill(db: &Database, scale: Scale, organization: Uuid, user: Uuid, w
     admin.execute("vacuum analyze").await?;
     admin.close().await?;
     Ok(session)
+}
+
+/// Transactions per second of a `pgbench` script that the runtime's login runs on so many connections.
+pub fn pgbench(db: &Database, script: &str, clients: u32, seconds: u32) -> Result<f64> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("script.sql");
+    std::fs::write(&file, script)?;
+    let url = url::Url::parse(&db.runtime_url())?;
+    let output = Command::new(bin_dir()?.join("pgbench"))
+        .args(["-n", "-M", "prepared", "-c", &clients.to_string(), "-j", "2", "-T", &seconds.to_string()])
+        .args(["-h", "127.0.0.1", "-p", &db.server().port().to_string(), "-U", url.username(), "-f"])
+        .arg(&file)
+        .arg(db.name())
+        .env("PGPASSWORD", url.password().unwrap_or_default())
+        .output()
+        .context("can't start pgbench; it is in Debian's postgresql-15")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let tps = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+    match tps {
+        Some(tps) if output.status.success() => Ok(tps),
+        _ => bail!("pgbench failed: {text}{}", String::from_utf8_lossy(&output.stderr)),
+    }
 }
