@@ -55,6 +55,8 @@ pub const ANNOTATION_ROTATE_KEY: &str = "agentapi.dev/rotate";
 pub const ANNOTATION_SESSION_KEYS: &str = "agentapi.dev/session-keys";
 /// Id of the key that signed the session token that a pod has.
 pub const ANNOTATION_SESSION_TOKEN_KEY: &str = "agentapi.dev/session-token-key";
+/// Digest of the system prompt that a waiting pod's agent has been started with.
+pub const ANNOTATION_PROMPT_DIGEST: &str = "agentapi.dev/prompt-digest";
 /// Finalizer on every custom resource that owns something outside its own namespace.
 pub const FINALIZER: &str = "agentapi.dev/cleanup";
 

@@ -151,12 +151,14 @@ impl Server {
         let upstream = Upstream::new(outbound, pod_client.clone(), credentials);
         let mcp = Mcp::new(McpClient::new(upstream), store.clone(), metrics.clone(), config.cluster_domain.clone());
         let agents = Agents::new(pod_client, Arc::clone(&tokens));
+        let prompts = Arc::new(Prompts::default());
         let lifecycle = Arc::new(Lifecycle::new(
             store.clone(),
             pods,
             agents.clone(),
             Arc::clone(&tokens),
             metrics.clone(),
+            Arc::clone(&prompts),
             config.start_deadline(),
         ));
         let app = Arc::new(AppState {
@@ -167,7 +169,7 @@ impl Server {
             lifecycle,
             agents,
             mcp,
-            prompts: Prompts::default(),
+            prompts,
             rates: RateLimits::new(config.rate_defaults()),
             proxies: Proxies::new(config.trusted_proxies.clone()),
             internal: InternalApi {

@@ -57,7 +57,7 @@ pub struct AppState {
     /// MCP servers.
     pub mcp: Arc<Mcp>,
     /// What sessions are told.
-    pub prompts: Prompts,
+    pub prompts: Arc<Prompts>,
     /// Whose word about the client's address is taken.
     pub proxies: Proxies,
     /// Limits of request rates.

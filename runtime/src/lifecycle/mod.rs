@@ -2,10 +2,12 @@
 //! session works on it in a background task; `reconciler` finishes what a replica left behind.
 //! May touch: `store`, `pods`. Imports nothing of `http`.
 
+mod drain;
 mod end;
 mod keys;
 pub mod reconciler;
 mod start;
+mod warm;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +17,7 @@ use crate::auth::session_token::{SessionTokenError, SessionTokens};
 use crate::metrics::Metrics;
 use crate::pods::agent::{AgentError, Agents};
 use crate::pods::{PodBackend, PodError};
+use crate::prompt::Prompts;
 use crate::store::identity::Organization;
 use crate::store::{Store, StoreError, TenantScope};
 use serde_json::json;
@@ -67,6 +70,7 @@ pub struct Lifecycle {
     agents: Agents,
     tokens: Arc<SessionTokens>,
     metrics: Metrics,
+    prompts: Arc<Prompts>,
     start_deadline: Duration,
     tasks: TaskTracker,
 }
@@ -79,9 +83,10 @@ impl Lifecycle {
         agents: Agents,
         tokens: Arc<SessionTokens>,
         metrics: Metrics,
+        prompts: Arc<Prompts>,
         start_deadline: Duration,
     ) -> Self {
-        Self { store, pods, agents, tokens, metrics, start_deadline, tasks: TaskTracker::new() }
+        Self { store, pods, agents, tokens, metrics, prompts, start_deadline, tasks: TaskTracker::new() }
     }
 
     /// Waits for background tasks, for a shutdown. What is left after `within` is the next leader's.

@@ -1,7 +1,7 @@
 //! The loop that finishes what a replica left behind, ends idle and old sessions, notices lost pods, and sweeps pods
 //! whose session is over. Every replica runs it; a Postgres advisory lock lets one of them work at a time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use super::{ABANDONED, Lifecycle, LifecycleError};
 use crate::audit::Origin;
 use crate::pods::{Pod, PodState};
 use crate::store::TenantScope;
-use crate::store::identity::Organization;
+use crate::store::identity::{Draining, Organization};
 use crate::store::leader::{Leadership, SESSION_RECONCILER};
 use crate::store::sessions::{Phase, Session};
 
@@ -22,8 +22,10 @@ const ORPHAN_ROUNDS: u32 = 2;
 /// What the leader remembers from round to round; a new leader begins with nothing, which costs it one more write.
 #[derive(Default)]
 struct Memory {
-    /// The organization at hand is being deleted, and its sessions have had their time.
-    drained: bool,
+    /// The organization at hand is being deleted.
+    draining: Option<Draining>,
+    /// Sessions that were told so.
+    told: HashSet<Uuid>,
     orphans: HashMap<Uuid, u32>,
     renewed: HashMap<Uuid, Instant>,
 }
@@ -76,11 +78,11 @@ async fn lead(lifecycle: &Lifecycle, current: Option<Leadership>) -> Option<Lead
 async fn round(lifecycle: &Arc<Lifecycle>, memory: &mut Memory) -> Result<(), LifecycleError> {
     let mut per_phase: BTreeMap<&str, i64> =
         [Phase::Pending, Phase::Starting, Phase::Running, Phase::Terminating].map(|phase| (phase.as_str(), 0)).into();
-    let drained = lifecycle.store.drained().await?;
+    let mut draining = lifecycle.store.draining().await?;
     let mut next = Memory::default();
     for organization in lifecycle.store.organizations().await? {
         let organization = Arc::new(organization);
-        next.drained = drained.contains(&organization.id);
+        next.draining = draining.remove(&organization.id);
         // One tenant's trouble must not keep the loop from the others.
         match tenant(lifecycle, &organization, memory, &mut next).await {
             Ok(sessions) => {
@@ -117,10 +119,14 @@ async fn tenant(
             *slot = pod;
         }
     }
+    let drained = next.draining.as_ref().is_some_and(|draining| draining.over);
+    if let Some(draining) = next.draining.as_ref().filter(|draining| !draining.over) {
+        next.told.extend(lifecycle.tell_of_drain(organization, draining, &sessions, &memory.told).await);
+    }
     for session in &sessions {
         let pod = by_session.remove(&session.id);
         let rekeyed = lifecycle.keep_keys(organization, session, pod.as_ref(), memory.renewed.get(&session.id)).await;
-        if next.drained && session.phase != Phase::Terminating {
+        if drained && session.phase != Phase::Terminating {
             let (scope, origin) = (TenantScope::system(organization), Origin::system("sessions"));
             lifecycle.end(&scope, organization, session.id, "organization-deleted", &origin).await?;
         } else {
@@ -140,6 +146,9 @@ async fn tenant(
             lifecycle.pods.release(&organization.slug, session).await?;
         }
         next.orphans.insert(session, rounds);
+    }
+    if next.draining.is_none() {
+        lifecycle.prepare_warm(organization).await?;
     }
     Ok(sessions)
 }

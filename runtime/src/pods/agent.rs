@@ -124,6 +124,18 @@ impl Agents {
         self.post(target, "/internal/keys", &body).await
     }
 
+    /// Tells a pod that waits what its next session's agent will probably be told.
+    pub async fn prepare(&self, pod: &str, ip: &str, system_prompt: &str) -> Result<(), AgentError> {
+        // No session has the pod yet, and the token is good for none.
+        let target = Target { session: Uuid::nil(), pod, ip };
+        self.post(target, "/internal/prepare", &serde_json::json!({ "systemPrompt": system_prompt })).await
+    }
+
+    /// Tells whoever follows the session.
+    pub async fn notice(&self, target: Target<'_>, message: &str) -> Result<(), AgentError> {
+        self.post(target, "/internal/notice", &serde_json::json!({ "message": message })).await
+    }
+
     async fn post(&self, target: Target<'_>, path: &str, body: &impl Serialize) -> Result<(), AgentError> {
         let call = self.request(target, Method::POST, path)?.timeout(CLAIM_TIMEOUT).json(body);
         let response = call.send().await.map_err(AgentError::Unreachable)?;

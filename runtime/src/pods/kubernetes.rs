@@ -15,7 +15,7 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState, Rekey, Shortage};
+use super::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState, Rekey, Shortage, WaitingPod};
 use crate::metrics::Metrics;
 
 #[path = "kubernetes_objects.rs"]
@@ -88,6 +88,8 @@ impl KubernetesPods {
         // Replicas that look at the same list at the same time start at different places.
         let start = usize::try_from(request.session.as_u128() % (warm.len().max(1) as u128)).unwrap_or(0);
         warm.rotate_left(start);
+        let digest = request.prompt_digest();
+        warm.sort_by_key(|pod| objects::prompt_digest(pod) != digest);
         let api = self.pods(&request.organization);
         for pod in warm {
             let patch = json!({ "metadata": {
@@ -211,6 +213,23 @@ impl KubernetesPods {
         Ok(pods.iter().filter_map(|pod| Some((session(pod)?, objects::observed(pod)))).collect())
     }
 
+    async fn list_waiting(&self, organization: &str) -> Result<Vec<WaitingPod>, PodError> {
+        let selector = format!(
+            "{}={},{}={}",
+            names::LABEL_COMPONENT,
+            names::COMPONENT_SESSION,
+            names::LABEL_POOL,
+            names::POOL_WARM
+        );
+        Ok(self.list(organization, &selector).await?.iter().filter_map(objects::waiting).collect())
+    }
+
+    async fn annotate_prompt(&self, organization: &str, pod: &str, digest: &str) -> Result<(), PodError> {
+        let patch = json!({ "metadata": { "annotations": { names::ANNOTATION_PROMPT_DIGEST: digest } } });
+        let patched = self.pods(organization).patch(pod, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        patched.map(|_| ()).map_err(refused_or_away)
+    }
+
     async fn release_pods(&self, organization: &str, session: Uuid) -> Result<bool, PodError> {
         // The Secret of a cold pod that was never made.
         self.delete_secret(organization, &names::session_secret(&objects::cold_pod_name(session))).await?;
@@ -274,6 +293,19 @@ impl PodBackend for KubernetesPods {
 
     fn of_sessions<'a>(&'a self, organization: &'a str) -> BoxFuture<'a, Result<Vec<(Uuid, Pod)>, PodError>> {
         Box::pin(self.list_sessions(organization))
+    }
+
+    fn waiting<'a>(&'a self, organization: &'a str) -> BoxFuture<'a, Result<Vec<WaitingPod>, PodError>> {
+        Box::pin(self.list_waiting(organization))
+    }
+
+    fn prepared<'a>(
+        &'a self,
+        organization: &'a str,
+        pod: &'a str,
+        digest: &'a str,
+    ) -> BoxFuture<'a, Result<(), PodError>> {
+        Box::pin(self.annotate_prompt(organization, pod, digest))
     }
 
     fn release<'a>(&'a self, organization: &'a str, session: Uuid) -> BoxFuture<'a, Result<bool, PodError>> {

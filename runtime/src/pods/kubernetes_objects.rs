@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use agentapi_crds::names;
 use agentapi_crds::pod::instantiate;
+use agentapi_prompts::compose;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod as KubePod, PodTemplate, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -13,7 +14,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::auth::session_token::SessionTokenError;
-use crate::pods::{Pod, PodKind, PodRequest, PodState};
+use crate::pods::{Pod, PodKind, PodRequest, PodState, WaitingPod};
 
 /// Key of the session token in a session's Secret.
 pub(super) const TOKEN_KEY: &str = "token";
@@ -83,6 +84,18 @@ pub(super) fn owner(pod: &KubePod) -> Option<OwnerReference> {
         uid: pod.metadata.uid.clone()?,
         ..OwnerReference::default()
     })
+}
+
+/// Digest of the system prompt that the agent of a waiting pod was started with: of none, until it was told one.
+pub(super) fn prompt_digest(pod: &KubePod) -> String {
+    pod.annotations().get(names::ANNOTATION_PROMPT_DIGEST).cloned().unwrap_or_else(|| compose::digest(""))
+}
+
+/// A waiting pod that runs.
+pub(super) fn waiting(pod: &KubePod) -> Option<WaitingPod> {
+    let PodState::Running(ip) = state(pod) else { return None };
+    let workspace = pod.labels().get(names::LABEL_WORKSPACE)?.clone();
+    Some(WaitingPod { name: pod.name_any(), workspace, ip, prompt_digest: prompt_digest(pod) })
 }
 
 /// A pod that takes a session at once.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentapi_prompts::compose;
 use futures::future::BoxFuture;
 use secrecy::SecretString;
 use uuid::Uuid;
@@ -88,6 +89,11 @@ pub struct PodRequest {
 }
 
 impl PodRequest {
+    /// Digest of what the agent is told; a pod whose agent was told that already is the better one.
+    pub fn prompt_digest(&self) -> String {
+        compose::digest(self.system_prompt.as_deref().unwrap_or_default())
+    }
+
     /// The session token for one pod; it is made when the pod is known, and is good for no other.
     pub fn token(&self, pod: &str) -> Result<SecretString, SessionTokenError> {
         self.tokens.for_session(&SessionClaims {
@@ -166,6 +172,19 @@ impl Pod {
     }
 }
 
+/// A pod that waits for a session.
+#[derive(Debug, Clone)]
+pub struct WaitingPod {
+    /// Its name.
+    pub name: String,
+    /// Workspace that it is for.
+    pub workspace: String,
+    /// Its address.
+    pub ip: String,
+    /// Digest of the system prompt that its agent was started with, as far as that is known.
+    pub prompt_digest: String,
+}
+
 /// Where pods come from. All calls may be repeated: the second does what is left of the first.
 pub trait PodBackend: Send + Sync + 'static {
     /// The session's pod: the one that it has, or a warm one, or a new one.
@@ -197,6 +216,17 @@ pub trait PodBackend: Send + Sync + 'static {
 
     /// Pods of all the organization's sessions.
     fn of_sessions<'a>(&'a self, organization: &'a str) -> BoxFuture<'a, Result<Vec<(Uuid, Pod)>, PodError>>;
+
+    /// Pods of the organization that wait for a session and run.
+    fn waiting<'a>(&'a self, organization: &'a str) -> BoxFuture<'a, Result<Vec<WaitingPod>, PodError>>;
+
+    /// Notes on a pod that its agent was started with the system prompt of this digest.
+    fn prepared<'a>(
+        &'a self,
+        organization: &'a str,
+        pod: &'a str,
+        digest: &'a str,
+    ) -> BoxFuture<'a, Result<(), PodError>>;
 
     /// Deletes the session's pods and Secrets. True: they are gone; false: on their way out.
     fn release<'a>(&'a self, organization: &'a str, session: Uuid) -> BoxFuture<'a, Result<bool, PodError>>;

@@ -14,6 +14,7 @@ mod host;
 mod http;
 mod mcp;
 mod messages;
+mod preparing;
 mod pty;
 mod reap;
 mod screen;

@@ -1,7 +1,7 @@
 //! Organizations as the API knows them before it has a tenant: how to tell whose token this is, and which database
 //! role to take on. May touch: the view `app.tenants`.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::num::NonZeroU32;
 
 use serde_json::Value;
@@ -119,6 +119,15 @@ impl Organization {
     }
 }
 
+/// An organization on its way out.
+#[derive(Debug, Clone)]
+pub struct Draining {
+    /// RFC 3339, UTC: its sessions may go on until then.
+    pub until: String,
+    /// They have had their time.
+    pub over: bool,
+}
+
 impl Store {
     /// The organization whose tokens have this issuer and this `org_id`.
     pub async fn resolve_identity(&self, issuer: &str, org_claim: &str) -> Result<Option<Organization>, StoreError> {
@@ -144,10 +153,20 @@ impl Store {
         Ok(rows.iter().map(Organization::from_row).collect::<Result<_, _>>()?)
     }
 
-    /// Organizations that are being deleted and whose sessions have had their time.
-    pub async fn drained(&self) -> Result<HashSet<Uuid>, StoreError> {
-        let ids = sqlx::query_scalar("select org_id from app.draining where drain_until <= now()");
-        Ok(ids.fetch_all(&self.pool).await?.into_iter().collect())
+    /// Organizations that are being deleted.
+    pub async fn draining(&self) -> Result<HashMap<Uuid, Draining>, StoreError> {
+        let rows = sqlx::query(
+            "select org_id, drain_until <= now() as over,
+                    to_char(drain_until at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') as until
+             from app.draining",
+        );
+        let draining = |row: &PgRow| {
+            Ok::<_, sqlx::Error>((
+                row.try_get("org_id")?,
+                Draining { until: row.try_get("until")?, over: row.try_get("over")? },
+            ))
+        };
+        Ok(rows.fetch_all(&self.pool).await?.iter().map(draining).collect::<Result<_, _>>()?)
     }
 
     /// The organization with this slug.

@@ -34,6 +34,18 @@ impl Workspace {
 }
 
 impl TenantTx {
+    /// Workspaces whose pods wait for sessions.
+    pub async fn workspaces_with_warm_pods(&mut self) -> Result<Vec<Workspace>, StoreError> {
+        let rows = sqlx::query(
+            "select w.id, w.name, w.agent_type, w.max_sessions, 0::bigint as active_sessions from workspaces w
+             where w.deleted_at is null and jsonb_typeof(w.spec -> 'warmPool') = 'number'
+               and (w.spec ->> 'warmPool')::numeric > 0",
+        )
+        .fetch_all(&mut *self.tx)
+        .await?;
+        Ok(rows.iter().map(Workspace::from_row).collect::<Result<_, _>>()?)
+    }
+
     /// Workspaces of the organization, by name.
     pub async fn workspaces(&mut self) -> Result<Vec<Workspace>, StoreError> {
         self.widen().await?;

@@ -21,12 +21,12 @@ async fn pod_with_key() -> (Pod, Session, Signer) {
 
 #[tokio::test]
 async fn only_the_runtime_gets_in_and_only_for_the_session_that_has_the_pod() {
-    let (_pod, mut session, signer) = pod_with_key().await;
+    let (pod, mut session, signer) = pod_with_key().await;
     session.token = None;
     for path in ["/status", "/messages", "/events", "/internal/screen"] {
         assert_eq!(session.get(path).await.0, 401, "{path}");
     }
-    for path in ["/message", "/upload", "/internal/claim"] {
+    for path in ["/message", "/upload", "/internal/claim", "/internal/prepare", "/internal/notice"] {
         assert_eq!(session.post(path, json!({})).await.0, 401, "{path}");
     }
     assert_eq!(session.get("/internal/live").await.0, 200);
@@ -44,6 +44,12 @@ async fn only_the_runtime_gets_in_and_only_for_the_session_that_has_the_pod() {
         assert_eq!(session.get(path).await.0, 404, "{path}");
     }
     assert_eq!(session.post("/internal/claim", json!({"sessionId": "s2"})).await.0, 409);
+    // What is for waiting pods does not reach one that has a session.
+    assert_eq!(session.post("/internal/prepare", json!({"systemPrompt": "Obey."})).await.0, 404);
+    session.token = Some(signer.token("s1", "pod-1"));
+    let (status, problem) = session.post("/internal/prepare", json!({"systemPrompt": "Obey."})).await;
+    assert_eq!((status, &problem["type"]), (409, &json!("https://agentapi.dev/problems/pod-taken")), "{problem}");
+    assert!(!pod.path("state/system-prompt.md").exists());
 }
 
 #[tokio::test]

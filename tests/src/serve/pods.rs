@@ -10,7 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentapi_crds::names::{self, SESSION_PORT, env};
-use agentapi_runtime::pods::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState, Rekey, Shortage};
+use agentapi_prompts::compose::digest;
+use agentapi_runtime::pods::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState, Rekey, Shortage, WaitingPod};
 use anyhow::{Context, Result};
 use futures::future::BoxFuture;
 use secrecy::ExposeSecret;
@@ -49,6 +50,7 @@ struct Process {
     child: Child,
     known_keys: String,
     token_key: String,
+    prompt_digest: String,
 }
 
 impl Drop for Process {
@@ -131,6 +133,16 @@ impl ProcessPods {
         Ok(self.folder.path().join(name.context("the session has no pod")?))
     }
 
+    /// Whether the API has noted that a waiting pod's agent was told this.
+    pub fn is_prepared(&self, pod: &str, words: &str) -> bool {
+        self.state().running.get(pod).is_some_and(|process| process.prompt_digest == digest(words))
+    }
+
+    /// The folder of a pod.
+    pub fn pod_folder(&self, pod: &str) -> PathBuf {
+        self.folder.path().join(pod)
+    }
+
     /// Name and address of a session's pod.
     pub fn of(&self, session: Uuid) -> Result<(String, IpAddr)> {
         let state = self.state();
@@ -205,6 +217,7 @@ impl ProcessPods {
             child,
             known_keys: names::signing_key_ids([self.public_x.as_str()]),
             token_key: session.map(|request| request.token_key.clone()).unwrap_or_default(),
+            prompt_digest: digest(""),
         };
         state.running.insert(name.to_owned(), process);
         Ok(())
@@ -233,9 +246,11 @@ impl ProcessPods {
         }
         let warm = {
             let mut state = self.state();
-            let free = state.running.iter_mut().find(|(_, it)| {
+            let free = state.running.iter_mut().filter(|(_, it)| {
                 it.session.is_none() && it.organization == request.organization && it.workspace == request.workspace
             });
+            let wanted = request.prompt_digest();
+            let free = free.min_by_key(|(_, it)| it.prompt_digest != wanted);
             free.map(|(name, process)| {
                 process.session = Some(request.session);
                 process.token_key.clone_from(&request.token_key);
@@ -322,6 +337,37 @@ impl PodBackend for ProcessPods {
             let mut state = self.state();
             let own = state.running.iter_mut().filter(|(_, process)| process.organization == organization);
             Ok(own.filter_map(|(name, process)| Some((process.session?, pod(name, process)))).collect())
+        })
+    }
+
+    fn waiting<'a>(&'a self, organization: &'a str) -> BoxFuture<'a, Result<Vec<WaitingPod>, PodError>> {
+        Box::pin(async move {
+            self.check()?;
+            let state = self.state();
+            let waiting =
+                state.running.iter().filter(|(_, it)| it.session.is_none() && it.organization == organization);
+            let waiting = waiting.map(|(name, it)| WaitingPod {
+                name: name.clone(),
+                workspace: it.workspace.clone(),
+                ip: it.ip.to_string(),
+                prompt_digest: it.prompt_digest.clone(),
+            });
+            Ok(waiting.collect())
+        })
+    }
+
+    fn prepared<'a>(
+        &'a self,
+        _organization: &'a str,
+        name: &'a str,
+        digest: &'a str,
+    ) -> BoxFuture<'a, Result<(), PodError>> {
+        Box::pin(async move {
+            self.check()?;
+            if let Some(process) = self.state().running.get_mut(name) {
+                digest.clone_into(&mut process.prompt_digest);
+            }
+            Ok(())
         })
     }
 

@@ -57,6 +57,8 @@ pub(super) fn router(host: Arc<Host>, verifier: Option<Verifier>, closing: Cance
         .route("/internal/screen", get(streams::screen))
         .route("/internal/claim", post(requests::claim))
         .route("/internal/keys", post(requests::keys))
+        .route("/internal/prepare", post(requests::prepare))
+        .route("/internal/notice", post(requests::notice))
         // The handlers have limits of their own; this one only ends what never ends.
         .layer(DefaultBodyLimit::max(MAX_DRAINED_BYTES))
         .route_layer(middleware::from_fn_with_state(app.clone(), authenticate));

@@ -1,4 +1,4 @@
-//! `/status`, `/messages`, `/message`, `/internal/claim` and `/internal/keys`.
+//! `/status`, `/messages`, `/message` and `/internal/{claim,keys,prepare,notice}`.
 
 use axum::{Extension, Json, body::Body, extract::State, http::StatusCode};
 use futures::StreamExt;
@@ -97,6 +97,41 @@ pub(super) async fn keys(State(app): State<App>, body: Body) -> Result<Json<Valu
     }
     app.host.take_token(request.token);
     tracing::info!(keys = request.public_keys.len(), "other keys for the runtime's tokens");
+    Ok(Json(json!({ "ok": true })))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PrepareRequest {
+    system_prompt: Option<String>,
+}
+
+/// The runtime says what the next session's agent will probably be told.
+pub(super) async fn prepare(State(app): State<App>, body: Body) -> Result<Json<Value>, Problem> {
+    let request: PrepareRequest = parse(body).await?;
+    // A task of its own: a client that goes away must not leave the pod without an agent.
+    let host = app.host.clone();
+    let prompt = request.system_prompt.filter(|text| !text.is_empty());
+    match tokio::spawn(async move { host.prepare(prompt).await }).await {
+        Ok(Ok(())) => Ok(Json(json!({ "ok": true }))),
+        Ok(Err(error @ ClaimRefused::Taken)) => Err(Problem::new(StatusCode::CONFLICT, "pod-taken", error)),
+        Ok(Err(error)) => {
+            tracing::error!(%error, "the agent cannot be started with the workspace's prompt");
+            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "prepare-failed", error))
+        }
+        Err(_) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "prepare-failed", "it was interrupted")),
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct NoticeRequest {
+    message: String,
+}
+
+/// The platform has something to say to whoever follows the session.
+pub(super) async fn notice(State(app): State<App>, body: Body) -> Result<Json<Value>, Problem> {
+    let request: NoticeRequest = parse(body).await?;
+    app.host.notify(request.message);
     Ok(Json(json!({ "ok": true })))
 }
 
