@@ -1,5 +1,6 @@
 //! Harness and tests against real parts: Postgres, API server, agents, OIDC.
 
+pub mod agents;
 pub mod api;
 pub mod attack;
 pub mod chaos;

@@ -52,15 +52,20 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         lint()?;
     }
     if wanted(Part::Fast) {
-        let (node, modules) = images::node_with("oidc")?;
-        let env = [
-            // The tests of consents run the real provider.
-            ("NODE", node),
-            ("OIDC_MODULES", modules),
+        // The tests of consents run the real provider, those of agents the real agents.
+        let (node, oidc) = images::node_with("oidc")?;
+        let mut env = vec![("NODE".to_owned(), node), ("OIDC_MODULES".to_owned(), oidc)];
+        for image in images::sessions() {
+            let (_, modules) = images::node_with(&image)?;
+            env.push((format!("{}_MODULES", image.to_uppercase().replace('-', "_")), modules));
+        }
+        let more = [
             ("HELM", cluster::helm()?),
             ("PROMTOOL", debian::unpacked("promtool", "prometheus")?),
             ("AGENTAPI_FUZZ_SECONDS", PathBuf::from(FUZZ_SECONDS)),
         ];
+        env.extend(more.map(|(name, value)| (name.to_owned(), value)));
+        let env: Vec<(&str, PathBuf)> = env.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
         cargo(
             "unit, property, database and API tests",
             &["test", "--workspace", "--all-targets", "--no-fail-fast"],
@@ -68,7 +73,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         )?;
     }
     if wanted(Part::Cluster) {
-        up::main(&up::Args::new(args.cluster, args.profile.clone()))?;
+        up::main(&up::Args::new(args.cluster, args.profile.clone()).with_all_agents())?;
         let client = conformance_client()?;
         let names = cluster_tests()?;
         let mut words = vec!["test", "--workspace", "--features", "agentapi-tests/cluster", "--no-fail-fast"];

@@ -30,12 +30,20 @@ pub(crate) struct Args {
     /// it they are taken as loaded into the nodes, under the names that `cargo xtask images` gives them.
     #[arg(long, value_name = "PREFIX")]
     image_prefix: Option<String>,
+    /// Also build and load this session image; may be given several times. Each takes some hundred megabytes.
+    #[arg(long = "image", value_name = "NAME", value_parser = images::known)]
+    images: Vec<String>,
 }
 
 impl Args {
     /// The arguments of another command that needs the cluster.
     pub(crate) fn new(cluster: cluster::Flavor, profile: Option<String>) -> Self {
-        Self { cluster, profile, image_prefix: None }
+        Self { cluster, profile, image_prefix: None, images: Vec::new() }
+    }
+
+    /// With the session images of all agents, as the tests of the cluster need them.
+    pub(crate) fn with_all_agents(self) -> Self {
+        Self { images: images::other_sessions(), ..self }
     }
 
     fn profile(&self) -> &str {
@@ -54,7 +62,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         Vec::new()
     } else {
         println!("images");
-        images::build(&[], args.profile())?
+        images::build(&[images::usual(), args.images.clone()].concat(), args.profile())?
     };
     let changed = load(&built)?;
     println!("charts");

@@ -56,9 +56,15 @@ pub(super) struct AgentProfile {
     /// How a conversation goes on after the process was restarted.
     #[serde(default)]
     pub resume: Option<Resume>,
-    /// Arguments that name a file with MCP servers, `{{file}}`. None: the agent is not told about any.
+    /// What its image holds: for `cargo xtask images` and the tests.
+    #[serde(default, rename = "image")]
+    pub _image: Option<serde::de::IgnoredAny>,
+    /// Arguments after the command where a variable is set, with `{{value}}`.
     #[serde(default)]
-    pub mcp: Vec<String>,
+    pub args_with_env: BTreeMap<String, Vec<String>>,
+    /// How it is told about MCP servers.
+    #[serde(default)]
+    pub mcp: McpServers,
     /// How it is told what its operator says.
     #[serde(default)]
     pub system_prompt: SystemPrompt,
@@ -105,6 +111,28 @@ pub(super) struct Resume {
     pub folder: String,
     /// See `folder`.
     pub extension: String,
+}
+
+/// How an agent is told about its MCP servers. An agent with none of these is not.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct McpServers {
+    /// Arguments that name a file in Claude's format, `{{file}}`.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// Arguments for each server, with `{{name}}` and `{{url}}`.
+    #[serde(default)]
+    pub server_args: Vec<String>,
+    /// A file of its own in Claude's format, with `{{home}}`; what others wrote there stays.
+    #[serde(default)]
+    pub path: Option<String>,
+}
+
+impl McpServers {
+    /// The agent knows no MCP.
+    pub(super) fn is_none(&self) -> bool {
+        self.args.is_empty() && self.server_args.is_empty() && self.path.is_none()
+    }
 }
 
 /// How an agent gets its system prompt. An agent with neither finds the file's path in `AGENTAPI_SYSTEM_PROMPT_FILE`.

@@ -59,6 +59,8 @@ pub(super) struct Inner {
     pub(super) untouched: bool,
     /// A message is being typed; the screen belongs to nobody.
     pub(super) sending: bool,
+    /// Which of the terminal's screens the conversation is on: the one where the last message was typed.
+    pub(super) alternate: Option<bool>,
     pub(super) status: Status,
     pub(super) session_id: Option<String>,
     pub(super) token: Option<SecretString>,
@@ -134,6 +136,7 @@ impl Host {
             agent_ready: false,
             untouched: true,
             sending: false,
+            alternate: None,
             status: Status::Running,
             session_id: claim.as_ref().map(|claim| claim.session_id.clone()),
             token: claim.as_ref().and_then(|claim| claim.token.clone()),
@@ -297,6 +300,7 @@ impl Host {
             inner.agent_ready = false;
             inner.untouched = true;
             inner.look = Look::Other;
+            inner.alternate = None;
             self.refresh(&mut inner);
             let begun = inner.conversation.begun();
             let may_resume = begun && inner.resume != Resume::Refused;

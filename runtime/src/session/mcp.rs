@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -26,7 +26,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{host::Host, seed::SeedError, sync};
+use super::{
+    agents::McpServers,
+    host::Host,
+    seed::{SeedError, Seeder, edit_json, merge},
+    sync,
+};
 
 /// Asking for the connections takes no longer, all attempts together: a claim is waiting.
 const ASK: Duration = Duration::from_secs(6);
@@ -76,30 +81,68 @@ impl Mcp {
         differs
     }
 
-    /// The configuration in Claude's format, which others read too; `None` when there is nothing to configure.
-    fn configuration(&self) -> Option<Value> {
-        let relay = self.relay.get()?;
+    /// Names and addresses of the servers.
+    pub(super) fn servers(&self) -> BTreeMap<String, String> {
+        let Some(relay) = self.relay.get() else { return BTreeMap::new() };
         let known = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         let mut servers = BTreeMap::new();
         for connection in known.iter() {
-            let server = json!({"type": "http", "url": format!("http://{relay}/mcp/{}", connection.id)});
             let name = tool_prefix(&connection.name);
             // Two namespaces of an organization may use one name.
             let name = if servers.contains_key(&name) { format!("{name}-{}", connection.id.simple()) } else { name };
-            servers.insert(name, server);
+            servers.insert(name, format!("http://{relay}/mcp/{}", connection.id));
         }
-        (!servers.is_empty()).then(|| json!({ "mcpServers": servers }))
+        servers
     }
 
-    /// Writes the configuration for the next agent process. `arguments` have `{{file}}` for its path.
-    pub(super) fn prepare(&self, arguments: &[String], folder: &Path) -> Result<Vec<String>, SeedError> {
-        let Some(configuration) = self.configuration().filter(|_| !arguments.is_empty()) else { return Ok(Vec::new()) };
-        let path = folder.join("mcp.json");
-        let file = path.display().to_string();
-        super::state::write_atomically(&path, configuration.to_string().as_bytes())
-            .map_err(|source| SeedError { path: file.clone(), source })?;
-        Ok(arguments.iter().map(|argument| argument.replace("{{file}}", &file)).collect())
+    /// Tells the next agent process about the servers, in the way that it knows. Gives back arguments for it.
+    pub(super) fn prepare(
+        &self,
+        way: &McpServers,
+        seeder: &Seeder<'_>,
+        folder: &Path,
+    ) -> Result<Vec<String>, SeedError> {
+        let servers = self.servers();
+        // Claude's format, which others read too.
+        let entries: Value =
+            servers.iter().map(|(name, url)| (name.clone(), json!({"type": "http", "url": url}))).collect();
+        if let Some(path) = &way.path {
+            let path = PathBuf::from(seeder.fill(path));
+            if path.exists() || !servers.is_empty() {
+                edit_json(&path, |content| {
+                    if let Some(known) = content.get_mut("mcpServers").and_then(Value::as_object_mut) {
+                        // Those of an earlier process: its relay had another port, and connections may be gone.
+                        known.retain(|_, server| !is_relay(server));
+                    }
+                    merge(content, json!({ "mcpServers": entries }));
+                })?;
+            }
+        }
+        if servers.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut arguments = Vec::new();
+        for (name, url) in &servers {
+            arguments.extend(way.server_args.iter().map(|arg| arg.replace("{{name}}", name).replace("{{url}}", url)));
+        }
+        if !way.args.is_empty() {
+            let path = folder.join("mcp.json");
+            let file = path.display().to_string();
+            super::state::write_atomically(&path, json!({ "mcpServers": entries }).to_string().as_bytes())
+                .map_err(|source| SeedError { path: file.clone(), source })?;
+            arguments.extend(way.args.iter().map(|argument| argument.replace("{{file}}", &file)));
+        }
+        Ok(arguments)
     }
+}
+
+/// An entry that a host wrote: its own relay, at whatever port.
+fn is_relay(server: &Value) -> bool {
+    let url = server.get("url").and_then(Value::as_str).and_then(|url| url.parse::<url::Url>().ok());
+    url.is_some_and(|url| {
+        let id = url.path().strip_prefix("/mcp/").map(Uuid::parse_str);
+        url.host_str() == Some("127.0.0.1") && matches!(id, Some(Ok(_)))
+    })
 }
 
 /// Agents make names of tools from it, such as `mcp__github__search`.
@@ -111,7 +154,7 @@ impl Host {
     /// Asks the runtime for the session's connections; says whether an agent that runs does not know them. An agent
     /// without its tools is better than none, so what can't be had is logged and left out.
     pub(super) async fn load_connections(&self) -> bool {
-        if self.profile.mcp.is_empty() || self.mcp.relay.get().is_none() {
+        if self.profile.mcp.is_none() || self.mcp.relay.get().is_none() {
             return false;
         }
         let Some(url) = self.list_url() else { return false };
@@ -179,7 +222,7 @@ fn client(host: &Host) -> reqwest::Result<reqwest::Client> {
 
 /// Opens the relay; the agent finds it in its configuration. Without a runtime or an agent that knows MCP there is none.
 pub(super) async fn serve_relay(host: &Arc<Host>, stop: CancellationToken) -> std::io::Result<()> {
-    if host.profile.mcp.is_empty() || host.config.runtime_url.is_none() {
+    if host.profile.mcp.is_none() || host.config.runtime_url.is_none() {
         return Ok(());
     }
     let listener = TcpListener::bind((IpAddr::V4(Ipv4Addr::LOCALHOST), 0)).await?;
@@ -248,26 +291,67 @@ async fn relay(
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+    use crate::session::agents::profile;
 
     fn connection(number: u128, name: &str) -> Connection {
         Connection { id: Uuid::from_u128(number), name: name.to_owned() }
     }
 
+    fn url(number: u128) -> String {
+        format!("http://127.0.0.1:4567/mcp/{}", Uuid::from_u128(number))
+    }
+
+    fn relayed(connections: Vec<Connection>) -> Mcp {
+        let mcp = Mcp::default();
+        mcp.keep(connections);
+        mcp.relay.set("127.0.0.1:4567".parse().unwrap()).unwrap();
+        mcp
+    }
+
+    fn prepare(mcp: &Mcp, agent: &str, folder: &Path) -> Vec<String> {
+        let env = BTreeMap::new();
+        let seeder = Seeder { home: folder, workdir: folder, env: &env };
+        mcp.prepare(&profile(agent).unwrap().mcp, &seeder, folder).unwrap()
+    }
+
+    fn json_of(path: &Path) -> Value {
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    }
+
     #[test]
     fn the_configuration_names_the_relay_and_nothing_secret() {
-        let mcp = Mcp::default();
         let folder = tempfile::tempdir().unwrap();
-        let arguments = ["--mcp-config={{file}}".to_owned()];
-        assert!(mcp.keep(vec![connection(1, "github"), connection(2, "my tracker"), connection(3, "github")]));
-        assert!(mcp.prepare(&arguments, folder.path()).unwrap().is_empty(), "there is no relay");
-        mcp.relay.set("127.0.0.1:4567".parse().unwrap()).unwrap();
+        let all = || vec![connection(1, "github"), connection(2, "my tracker"), connection(3, "github")];
+        let without_relay = Mcp::default();
+        assert!(without_relay.keep(all()));
+        assert!(prepare(&without_relay, "claude", folder.path()).is_empty(), "there is no relay");
+        let mcp = relayed(all());
         let file = folder.path().join("mcp.json");
-        assert_eq!(mcp.prepare(&arguments, folder.path()).unwrap(), [format!("--mcp-config={}", file.display())]);
-        let written: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-        let url = |number: u128| json!({"type": "http", "url": format!("http://127.0.0.1:4567/mcp/{}", Uuid::from_u128(number))});
+        assert_eq!(prepare(&mcp, "claude", folder.path()), [format!("--mcp-config={}", file.display())]);
+        let server = |number: u128| json!({"type": "http", "url": url(number)});
         let again = format!("github-{}", Uuid::from_u128(3).simple());
-        assert_eq!(written, json!({"mcpServers": {"github": url(1), "my_tracker": url(2), again: url(3)}}));
-        assert!(!mcp.keep(vec![connection(1, "github"), connection(2, "my tracker"), connection(3, "github")]));
-        assert!(mcp.keep(Vec::new()) && mcp.prepare(&arguments, folder.path()).unwrap().is_empty());
+        let expected = json!({"mcpServers": {"github": server(1), "my_tracker": server(2), again: server(3)}});
+        assert_eq!(json_of(&file), expected);
+        assert!(!mcp.keep(all()));
+        assert!(mcp.keep(Vec::new()) && prepare(&mcp, "claude", folder.path()).is_empty());
+    }
+
+    #[test]
+    fn codex_gets_arguments_and_droid_a_file_that_keeps_what_others_wrote() {
+        let folder = tempfile::tempdir().unwrap();
+        let mcp = relayed(vec![connection(1, "github")]);
+        let argument = format!("mcp_servers.github.url=\"{}\"", url(1));
+        assert_eq!(prepare(&mcp, "codex", folder.path()), ["-c", argument.as_str()]);
+        let file = folder.path().join(".factory/mcp.json");
+        std::fs::create_dir(folder.path().join(".factory")).unwrap();
+        let old = format!("http://127.0.0.1:99/mcp/{}", Uuid::from_u128(9));
+        let before = json!({"mcpServers": {"gone": {"type": "http", "url": old}, "own": {"command": "x"}}, "more": 1});
+        std::fs::write(&file, before.to_string()).unwrap();
+        assert_eq!(prepare(&mcp, "droid", folder.path()), [""; 0]);
+        let server = json!({"type": "http", "url": url(1)});
+        assert_eq!(json_of(&file), json!({"mcpServers": {"github": server, "own": {"command": "x"}}, "more": 1}));
+        mcp.keep(Vec::new());
+        prepare(&mcp, "droid", folder.path());
+        assert_eq!(json_of(&file), json!({"mcpServers": {"own": {"command": "x"}}, "more": 1}));
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct Frame {
     pub screen_start: usize,
     /// The program understands bracketed paste.
     pub bracketed_paste: bool,
+    /// The program has gone to the alternate screen, which editors and pagers use.
+    pub alternate: bool,
 }
 
 impl Frame {
@@ -127,7 +129,7 @@ impl Terminal {
     /// What the terminal shows now.
     pub(super) fn frame(&mut self) -> Frame {
         let screen = self.parser.screen_mut();
-        let bracketed_paste = screen.bracketed_paste();
+        let (bracketed_paste, alternate) = (screen.bracketed_paste(), screen.alternate_screen());
         let scrolled = screen.scrollback_len();
         let mut lines = Vec::new();
         // The emulator shows the scrollback through a window as high as the screen.
@@ -144,7 +146,7 @@ impl Terminal {
         while lines.len() > screen_start && lines.last().is_some_and(String::is_empty) {
             lines.pop();
         }
-        Frame { lines, screen_start, bracketed_paste }
+        Frame { lines, screen_start, bracketed_paste, alternate }
     }
 }
 
@@ -207,6 +209,15 @@ mod tests {
         assert_eq!(terminal.frame().lines, ["alternate"]);
         terminal.feed(b"\x1b[?1049l");
         assert_eq!(terminal.frame().lines, ["main"]);
+    }
+
+    #[test]
+    fn a_program_that_asks_for_another_size_keeps_this_one() {
+        let mut terminal = Terminal::new();
+        terminal.feed(b"\x1b[8;24;40t\x1b[?3h\x1b[18t");
+        let wide = "x".repeat(usize::from(COLUMNS));
+        terminal.feed(wide.as_bytes());
+        assert_eq!(terminal.frame().lines, [wide]);
     }
 
     #[test]

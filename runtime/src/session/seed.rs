@@ -80,31 +80,16 @@ impl Seeder<'_> {
             return Ok(());
         }
         let path = PathBuf::from(self.fill(&file.path));
-        let failed = |source| SeedError { path: path.display().to_string(), source };
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(failed)?;
-        }
         if let Some(json) = &file.json {
-            let mut merged = match std::fs::read(&path) {
-                Ok(bytes) => match serde_json::from_slice(&bytes) {
-                    Ok(value) => value,
-                    Err(error) => {
-                        // Set aside: it must neither be lost nor keep the agent from starting.
-                        tracing::warn!(path = %path.display(), %error, "a file of the agent is damaged; set aside");
-                        std::fs::rename(&path, path.with_extension("json.damaged")).map_err(failed)?;
-                        serde_json::json!({})
-                    }
-                },
-                Err(error) if error.kind() == io::ErrorKind::NotFound => serde_json::json!({}),
-                Err(error) => return Err(failed(error)),
-            };
-            merge(&mut merged, self.fill_json(json));
-            let bytes = serde_json::to_vec_pretty(&merged).map_err(io::Error::other).map_err(failed)?;
-            super::state::write_atomically(&path, &bytes).map_err(failed)?;
+            edit_json(&path, |content| merge(content, self.fill_json(json)))?;
         }
         if let Some(text) = &file.text
             && !path.exists()
         {
+            let failed = |source| SeedError { path: path.display().to_string(), source };
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder).map_err(failed)?;
+            }
             super::state::write_atomically(&path, self.fill(text).as_bytes()).map_err(failed)?;
         }
         Ok(())
@@ -123,7 +108,7 @@ impl Seeder<'_> {
     }
 
     /// Replaces `{{home}}`, `{{workdir}}`, `{{env.NAME}}` and `{{env.NAME|last20}}`.
-    fn fill(&self, template: &str) -> String {
+    pub(super) fn fill(&self, template: &str) -> String {
         let mut filled = String::with_capacity(template.len());
         let mut rest = template;
         while let Some((text, tail)) = rest.split_once("{{") {
@@ -153,8 +138,32 @@ impl Seeder<'_> {
     }
 }
 
-/// Objects are merged, arrays united, everything else replaced.
-fn merge(target: &mut serde_json::Value, from: serde_json::Value) {
+/// Changes a file that may hold JSON already, or makes it.
+pub(super) fn edit_json(path: &Path, edit: impl FnOnce(&mut serde_json::Value)) -> Result<(), SeedError> {
+    let failed = |source| SeedError { path: path.display().to_string(), source };
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+    }
+    let mut content = match std::fs::read(path) {
+        Ok(bytes) => match serde_json::from_slice(&bytes) {
+            Ok(value) => value,
+            Err(error) => {
+                // Set aside: it must neither be lost nor keep the agent from starting.
+                tracing::warn!(path = %path.display(), %error, "a file of the agent is damaged; set aside");
+                std::fs::rename(path, path.with_extension("json.damaged")).map_err(failed)?;
+                serde_json::json!({})
+            }
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => serde_json::json!({}),
+        Err(error) => return Err(failed(error)),
+    };
+    edit(&mut content);
+    let bytes = serde_json::to_vec_pretty(&content).map_err(io::Error::other).map_err(failed)?;
+    super::state::write_atomically(path, &bytes).map_err(failed)
+}
+
+/// Objects are merged, arrays united, everything else replaced. In arrays, objects with the same `id` are the same one.
+pub(super) fn merge(target: &mut serde_json::Value, from: serde_json::Value) {
     use serde_json::Value;
     match (target, from) {
         (Value::Object(target), Value::Object(from)) => {
@@ -164,8 +173,11 @@ fn merge(target: &mut serde_json::Value, from: serde_json::Value) {
         }
         (Value::Array(target), Value::Array(from)) => {
             for value in from {
-                if !target.contains(&value) {
-                    target.push(value);
+                let same =
+                    |known: &Value| *known == value || value.get("id").is_some_and(|id| known.get("id") == Some(id));
+                match target.iter().position(same) {
+                    Some(known) => merge(&mut target[known], value),
+                    None => target.push(value),
                 }
             }
         }
@@ -223,6 +235,22 @@ mod tests {
         assert_eq!(give("codex"), [""; 0]);
         assert_eq!(std::fs::read_to_string(home.path().join(".codex/AGENTS.md")).unwrap(), "Be kind.");
         assert_eq!(give("custom"), [""; 0]);
+    }
+
+    #[test]
+    fn droid_is_seeded_again_without_a_second_model_and_with_the_new_key() {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join(".factory/settings.json");
+        for key in ["old-key", "new-key"] {
+            let env =
+                env(&[("ANTHROPIC_BASE_URL", "http://model"), ("ANTHROPIC_API_KEY", key), ("ANTHROPIC_MODEL", "m")]);
+            let seeder = Seeder { home: home.path(), workdir: Path::new("/w"), env: &env };
+            seeder.seed(&profile("droid").unwrap()).unwrap();
+        }
+        let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        assert_eq!(written["customModels"].as_array().unwrap().len(), 1);
+        assert_eq!(written["customModels"][0]["apiKey"], "new-key");
+        assert!(written["trustedFolders"]["/w"].is_object());
     }
 
     #[test]

@@ -152,6 +152,7 @@ impl Host {
         // There is a conversation again that the next process can go on with.
         inner.resume = Resume::Allowed;
         inner.sending = false;
+        inner.alternate = Some(before.alternate);
         inner.last_change = Instant::now();
         self.observe(&mut inner);
         drop(inner);

@@ -44,7 +44,12 @@ impl Host {
         if let Some((text, file)) = prompt.zip(prompt_file.as_ref()) {
             argv.extend(seeder.system_prompt(&profile.system_prompt, text, file)?);
         }
-        argv.extend(self.mcp.prepare(&profile.mcp, &config.state_dir)?);
+        for (name, args) in &profile.args_with_env {
+            if let Some(value) = env.get(name).filter(|value| !value.is_empty()) {
+                argv.extend(args.iter().map(|arg| arg.replace("{{value}}", value)));
+            }
+        }
+        argv.extend(self.mcp.prepare(&profile.mcp, &seeder, &config.state_dir)?);
         let mut asked = Resume::Allowed;
         if let Some(resume) = &profile.resume
             && wanted.may_resume

@@ -67,6 +67,10 @@ impl Host {
             return;
         }
         let frame = Arc::clone(&self.frames.borrow());
+        // An editor or a pager that the agent has opened for a while says nothing in the conversation.
+        if inner.alternate.is_some_and(|conversation| conversation != frame.alternate) {
+            return;
+        }
         let changed = inner.conversation.observe(&self.profile, &frame.lines, (self.config.now)());
         self.publish_message(inner, changed);
     }

@@ -46,6 +46,25 @@ async fn raw_input_reaches_the_terminal_and_is_no_message() {
 }
 
 #[tokio::test]
+async fn a_pager_on_the_alternate_screen_is_no_part_of_the_conversation() {
+    let pod = Pod::new();
+    let session = pod.start().await;
+    session.stable().await;
+    assert_eq!(session.ask("before").await, "You said: before");
+    let before = session.messages().await;
+    session.say("pager").await;
+    let mut screens = session.events("/internal/screen", None).await;
+    screens.until(|event: &SseEvent| event.data["screen"].as_str().unwrap() == "full screen").await;
+    session.stable().await;
+    let shown = session.messages().await;
+    assert_eq!(shown[..before.len()], before);
+    assert!(shown.iter().all(|message| !message.2.contains("full screen")), "{shown:?}");
+    assert_eq!(session.post("/message", json!({"content": "q", "type": "raw"})).await.0, 200);
+    until("the end", async || session.messages().await.last().filter(|it| it.2 == "left the pager").cloned()).await;
+    assert_eq!(session.messages().await.len(), before.len() + 2);
+}
+
+#[tokio::test]
 async fn a_busy_agent_refuses_and_reads_still_answer() {
     let pod = Pod::new();
     let session = pod.start().await;

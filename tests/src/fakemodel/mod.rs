@@ -81,6 +81,14 @@ pub fn router(config: Config) -> Router {
         .with_state(model)
 }
 
+/// The endpoint on a free port of this machine, for as long as the test's runtime lives. Gives back its address.
+pub async fn serve(config: Config) -> std::io::Result<String> {
+    let listener = tokio::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).await?;
+    let address = format!("http://{}", listener.local_addr()?);
+    tokio::spawn(async move { axum::serve(listener, router(config)).await });
+    Ok(address)
+}
+
 #[derive(Deserialize)]
 struct Limit {
     limit: Option<usize>,

@@ -13,12 +13,19 @@ pub(super) fn parse(body: &Value) -> Result<Conversation, String> {
     let mut conversation = Conversation {
         model: field(body, "model").to_owned(),
         stream: body.get("stream").and_then(Value::as_bool).unwrap_or_default(),
+        system: field(body, "instructions").to_owned(),
         ..Conversation::default()
     };
-    for tool in body.get("tools").and_then(Value::as_array).into_iter().flatten() {
-        if field(tool, "type") == "function" {
-            let schema = tool.get("parameters").cloned().unwrap_or_default();
-            conversation.tools.push(Tool { name: field(tool, "name").to_owned(), schema });
+    for tool in list(body, "tools") {
+        match field(tool, "type") {
+            "function" => conversation.tools.push(function(tool, "")),
+            // Codex has the tools of each MCP server in one.
+            "namespace" => {
+                let prefix = format!("{}__", field(tool, "name"));
+                conversation.tools.extend(list(tool, "tools").map(|inner| function(inner, &prefix)));
+                conversation.namespaces.push(prefix);
+            }
+            _ => {}
         }
     }
     match input.as_array() {
@@ -28,9 +35,23 @@ pub(super) fn parse(body: &Value) -> Result<Conversation, String> {
     Ok(conversation)
 }
 
+fn list<'a>(value: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
+    value.get(name).and_then(Value::as_array).into_iter().flatten()
+}
+
+fn function(tool: &Value, prefix: &str) -> Tool {
+    let schema = tool.get("parameters").cloned().unwrap_or_default();
+    Tool { name: format!("{prefix}{}", field(tool, "name")), schema }
+}
+
 fn push(conversation: &mut Conversation, item: &Value) {
     let content = || item.get("content").map(text_of).unwrap_or_default();
     match (field(item, "type"), field(item, "role")) {
+        // Codex hands on what AGENTS.md says in a turn of the user.
+        ("message" | "", "user") if content().starts_with("# AGENTS.md instructions") => {
+            conversation.push_system(&content());
+        }
+        ("message" | "", "developer" | "system") => conversation.push_system(&content()),
         ("message" | "", "user") => conversation.push_user(&content()),
         ("message" | "", "assistant") => conversation.entries.push(Entry::Assistant(content())),
         ("function_call", _) => conversation.entries.push(Entry::ToolCall(field(item, "name").to_owned())),
@@ -62,15 +83,22 @@ fn message(id: u64, text: &str) -> Value {
         "content": [{"type": "output_text", "text": text, "annotations": []}]})
 }
 
-fn call(id: u64, name: &str, input: &Value) -> Value {
-    json!({"type": "function_call", "id": format!("fc_{id:08}"), "call_id": format!("call_{id:08}"),
-        "status": "completed", "name": name, "arguments": input.to_string()})
+fn call(id: u64, conversation: &Conversation, name: &str, input: &Value) -> Value {
+    let mut call = json!({"type": "function_call", "id": format!("fc_{id:08}"), "call_id": format!("call_{id:08}"),
+        "status": "completed", "name": name, "arguments": input.to_string()});
+    for prefix in &conversation.namespaces {
+        if let Some(inner) = name.strip_prefix(prefix) {
+            call["name"] = json!(inner);
+            call["namespace"] = json!(prefix.trim_end_matches('_'));
+        }
+    }
+    call
 }
 
-fn items(id: u64, reply: &Reply) -> (String, Vec<Value>) {
+fn items(id: u64, conversation: &Conversation, reply: &Reply) -> (String, Vec<Value>) {
     match reply {
         Reply::Text { text, .. } | Reply::Fail { message: text, .. } => (text.clone(), vec![message(id, text)]),
-        Reply::Tool { say, name, input } => (say.clone(), vec![message(id, say), call(id, name, input)]),
+        Reply::Tool { say, name, input } => (say.clone(), vec![message(id, say), call(id, conversation, name, input)]),
     }
 }
 
@@ -82,13 +110,13 @@ fn response(id: u64, conversation: &Conversation, status: &str, output: &[Value]
 
 /// The answer in one piece.
 pub(super) fn whole(id: u64, input: usize, conversation: &Conversation, reply: &Reply) -> Value {
-    let (text, output) = items(id, reply);
+    let (text, output) = items(id, conversation, reply);
     response(id, conversation, "completed", &output, &usage(input, tokens(&text)))
 }
 
 /// The answer as a stream.
 pub(super) fn frames(id: u64, input: usize, conversation: &Conversation, reply: &Reply) -> Vec<Frame> {
-    let (text, output) = items(id, reply);
+    let (text, output) = items(id, conversation, reply);
     let pause = match reply {
         Reply::Text { pause, .. } => *pause,
         _ => Duration::ZERO,

@@ -57,6 +57,8 @@ pub struct Conversation {
     pub entries: Vec<Entry>,
     /// The tools on offer.
     pub tools: Vec<Tool>,
+    /// Beginnings of the names of tools that are called without them.
+    pub namespaces: Vec<String>,
 }
 
 /// What to answer.
@@ -94,6 +96,14 @@ impl Conversation {
         if !text.is_empty() {
             self.entries.push(Entry::User(text));
         }
+    }
+
+    /// Adds to what the model is told before the first turn.
+    pub(super) fn push_system(&mut self, text: &str) {
+        if !self.system.is_empty() {
+            self.system.push_str("\n\n");
+        }
+        self.system.push_str(text);
     }
 
     /// The user's last text.
@@ -225,7 +235,7 @@ fn run(conversation: &Conversation, line: &str, say: &str) -> Reply {
         return said("There is no tool to run commands on offer.");
     };
     let property = |name: &str| tool.schema.pointer(&format!("/properties/{name}"));
-    let input = if property("cmd").is_some() {
+    let mut input = if property("cmd").is_some() {
         json!({"cmd": line})
     } else if property("command").and_then(|schema| schema.get("type")) == Some(&json!("array")) {
         json!({"command": ["bash", "-lc", line]})
@@ -234,6 +244,18 @@ fn run(conversation: &Conversation, line: &str, say: &str) -> Reply {
     } else {
         json!({"command": line})
     };
+    // What agents need in order to ask their user: codex runs the rest in a sandbox, droid wants a class of risk.
+    let asks = [
+        ("sandbox_permissions", "require_escalated"),
+        ("justification", "The user asked for it."),
+        ("riskLevelReason", "The user asked for it."),
+        ("riskLevel", "low"),
+    ];
+    for (name, value) in asks {
+        if property(name).is_some() {
+            input[name] = json!(value);
+        }
+    }
     Reply::Tool { say: say.to_owned(), name: tool.name.clone(), input }
 }
 

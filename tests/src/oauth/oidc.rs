@@ -2,16 +2,17 @@
 //! packages (`NODE`, `OIDC_MODULES`); by hand, `node` and `npm` on PATH do.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::gate::Gate;
+use crate::agents;
 use crate::cluster::eventually;
 
 const IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../images/oidc");
@@ -31,7 +32,7 @@ impl Oidc {
     /// With one confidential client for each way to authenticate, and one public one, all sent back to `callback`.
     pub async fn start(callback: &str) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let modules = modules()?;
+        let modules = agents::modules("oidc")?;
         std::os::unix::fs::symlink(modules.join("node_modules"), folder.path().join("node_modules"))?;
         for file in ["server.mjs", "clients.json", "package.json"] {
             std::fs::copy(Path::new(IMAGE).join(file), folder.path().join(file))?;
@@ -52,7 +53,7 @@ impl Oidc {
         let port = super::free_port()?;
         let gate = Gate::start(([127, 0, 0, 1], port).into()).await?;
         let issuer = format!("http://{}", gate.address);
-        let mut process = Command::new(std::env::var_os("NODE").unwrap_or_else(|| "node".into()))
+        let mut process = Command::new(agents::node())
             .arg("server.mjs")
             .current_dir(folder.path())
             .env("OIDC_ISSUER", &issuer)
@@ -108,34 +109,4 @@ impl Drop for Oidc {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// The folder that holds `node_modules`: what xtask says, else installed once per lock file.
-fn modules() -> Result<PathBuf> {
-    static INSTALLING: Mutex<()> = Mutex::new(());
-    if let Some(folder) = std::env::var_os("OIDC_MODULES") {
-        return Ok(folder.into());
-    }
-    let _one = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
-    let lock = std::fs::read(Path::new(IMAGE).join("package-lock.json"))?;
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &lock);
-    let name = format!("agentapi-oidc-{}", hex::encode(&digest.as_ref()[..6]));
-    let folder = std::env::temp_dir().join(name);
-    if folder.exists() {
-        return Ok(folder);
-    }
-    let part = tempfile::tempdir()?;
-    for file in ["package.json", "package-lock.json", ".npmrc"] {
-        std::fs::copy(Path::new(IMAGE).join(file), part.path().join(file))?;
-    }
-    let npm = ["ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund"];
-    let done = Command::new("npm").args(npm).current_dir(part.path()).output().context("npm is not on PATH")?;
-    ensure!(done.status.success(), "npm ci: {}", String::from_utf8_lossy(&done.stderr));
-    // Another process may have been faster; its folder is the same.
-    if let Err(error) = std::fs::rename(part.keep(), &folder)
-        && !folder.exists()
-    {
-        bail!("cannot make {}: {error}", folder.display());
-    }
-    Ok(folder)
 }

@@ -1,6 +1,7 @@
 //! The API with real parts and without a cluster: Postgres, an OIDC issuer, replicas of `agentapi-runtime serve`, and
 //! session pods that are local processes of the real session host, each on a loopback address of its own.
 
+pub mod agent;
 pub mod idp;
 pub mod pods;
 pub mod policies;

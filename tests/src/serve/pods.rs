@@ -19,6 +19,8 @@ use serde_json::json;
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use super::agent::PodAgent;
+
 /// Runs processes as pods.
 pub struct ProcessPods {
     binary: PathBuf,
@@ -39,6 +41,8 @@ struct State {
     refuse: Option<String>,
     /// Do as if the API server were away.
     away: bool,
+    /// What new pods run instead of the small agent.
+    instead: Option<PodAgent>,
 }
 
 struct Process {
@@ -91,6 +95,11 @@ impl ProcessPods {
     /// Has no room for new pods from now on, or has again.
     pub fn set_shortage(&self, shortage: Option<Shortage>) {
         self.state().shortage = shortage;
+    }
+
+    /// New pods run this agent from now on.
+    pub fn set_agent(&self, agent: PodAgent) {
+        self.state().instead = Some(agent);
     }
 
     /// Whether the "cluster" answers.
@@ -206,6 +215,9 @@ impl ProcessPods {
         let mut state = self.state();
         if let Some(address) = state.internal_api {
             command.env(env::RUNTIME_INTERNAL_URL, format!("http://{address}"));
+        }
+        if let Some(agent) = &state.instead {
+            agent.apply(&mut command);
         }
         let child = command.spawn().with_context(|| format!("cannot start {}", self.binary.display()))?;
         let process = Process {

@@ -27,7 +27,7 @@ pub(super) struct Run {
 
 /// An image: layers from the bottom up, and how to run it.
 pub(super) struct Image {
-    pub(super) name: &'static str,
+    pub(super) name: String,
     pub(super) layers: Vec<Layer>,
     pub(super) run: Run,
 }

@@ -12,9 +12,10 @@ use super::debian::{self, Base};
 use super::layer::{self, Entry, Layer};
 use super::node::{self, Node};
 use super::python;
+use super::session::{self, AGENT};
 use crate::progress;
 
-/// All images. Those that need our binaries come last: cargo compiles while the others are made.
+/// What `cargo xtask up` needs. Those that hold our binaries come last: cargo compiles while the others are made.
 pub(super) const NAMES: [&str; 7] =
     ["postgres", "oidc", "mcp-server", "session-claude", "fake-model", "operator", "runtime"];
 /// Those that hold nothing of ours.
@@ -22,9 +23,6 @@ const WITHOUT_BINARIES: [&str; 3] = ["postgres", "oidc", "mcp-server"];
 
 /// User of the images that hold one program.
 const NOBODY: &str = "65532:65532";
-/// User of session images; the session host seeds its home.
-const AGENT: u64 = 10001;
-
 /// Parts that several images share, made when the first one asks.
 struct Parts<'scope> {
     base: OnceCell<Base>,
@@ -33,10 +31,17 @@ struct Parts<'scope> {
     binaries: OnceCell<Binaries>,
 }
 
+/// All names: besides those of [`NAMES`], the session images of other agents, which are big and made only when asked for.
+pub(super) fn names() -> Vec<String> {
+    let mut names: Vec<String> = NAMES.iter().map(|name| (*name).to_owned()).collect();
+    names.extend(session::names().into_iter().filter(|name| !NAMES.contains(&name.as_str())));
+    names
+}
+
 /// Makes the layers of the named images.
-pub(super) fn images(names: &[&'static str], profile: &str) -> Result<Vec<Image>> {
+pub(super) fn images(names: &[String], profile: &str) -> Result<Vec<Image>> {
     std::thread::scope(|scope| {
-        let compiles = names.iter().any(|name| !WITHOUT_BINARIES.contains(name));
+        let compiles = names.iter().any(|name| !WITHOUT_BINARIES.contains(&name.as_str()));
         let compiling = compiles.then(|| scope.spawn(|| binaries::build(profile)));
         let parts = Parts {
             base: OnceCell::new(),
@@ -49,7 +54,7 @@ pub(super) fn images(names: &[&'static str], profile: &str) -> Result<Vec<Image>
 }
 
 impl Parts<'_> {
-    fn image(&self, name: &'static str) -> Result<Image> {
+    fn image(&self, name: &str) -> Result<Image> {
         let (layers, run) = match name {
             "postgres" => self.postgres()?,
             "oidc" => self.oidc()?,
@@ -69,9 +74,9 @@ impl Parts<'_> {
                 &["/usr/local/bin/agentapi-runtime"],
                 &[8080, 8090, 9090],
             )?,
-            _ => self.session_claude()?,
+            _ => self.session(name)?,
         };
-        Ok(Image { name, layers, run })
+        Ok(Image { name: name.to_owned(), layers, run })
     }
 
     fn base(&self) -> Result<&Base> {
@@ -199,12 +204,14 @@ impl Parts<'_> {
         })
     }
 
-    fn session_claude(&self) -> Result<(Vec<Layer>, Run)> {
-        let base = self.base()?;
-        let packages = base.with_packages("session", "session-claude/packages.txt", "agent:10001:/home/agent")?;
-        let agent = self.claude()?;
+    /// An agent and the session host. All but the agent's own layers are the same in every such image.
+    fn session(&self, name: &str) -> Result<(Vec<Layer>, Run)> {
+        let (base, node) = (self.base()?, self.node()?);
+        let packages = base.with_packages("session", "session/packages.txt", "agent:10001:/home/agent")?;
+        let mut layers = vec![base.layer.clone(), packages, node.layer()?];
+        layers.extend(session::layers(name, &node.packages(name)?)?);
         // Last, as the only part that changes with our own code.
-        let host = layer::of_entries(
+        layers.push(layer::of_entries(
             "session host",
             vec![
                 Entry::Folder { target: "home/agent", mode: 0o750, owner: AGENT },
@@ -216,7 +223,7 @@ impl Parts<'_> {
                     source: self.binaries()?.path(RUNTIME.0),
                 },
             ],
-        )?;
+        )?);
         let run = Run {
             entrypoint: vec!["/usr/local/bin/agentapi-runtime", "session"],
             user: "10001:10001",
@@ -224,15 +231,7 @@ impl Parts<'_> {
             env: vec!["HOME=/home/agent", "LANG=C.UTF-8"],
             ports: vec![3284],
         };
-        Ok((vec![base.layer.clone(), packages, self.node()?.layer()?, agent, host], run))
-    }
-
-    /// The npm package of Claude Code brings a native program; only that goes into the image.
-    fn claude(&self) -> Result<Layer> {
-        let folder = self.node()?.packages("session-claude")?;
-        let architecture = if super::archive::architecture() == "arm64" { "arm64" } else { "x64" };
-        let source = folder.join(format!("node_modules/@anthropic-ai/claude-code-linux-{architecture}/claude"));
-        layer::of_entries("claude code", vec![Entry::Copy { target: "usr/local/bin/claude", mode: 0o755, source }])
+        Ok((layers, run))
     }
 }
 

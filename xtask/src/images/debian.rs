@@ -158,8 +158,7 @@ mod tests {
 
     #[test]
     fn lists_have_names_without_remarks() {
-        for list in
-            ["debian/packages.txt", "session-claude/packages.txt", "postgres/packages.txt", "mcp-server/packages.txt"]
+        for list in ["debian/packages.txt", "session/packages.txt", "postgres/packages.txt", "mcp-server/packages.txt"]
         {
             let names = packages(list).unwrap();
             assert!(!names.is_empty() && names.iter().all(|name| !name.contains([' ', '#'])), "{list}: {names:?}");

@@ -30,11 +30,11 @@ pub(super) struct Layer {
 }
 
 /// A file or folder that goes into a layer by name.
-pub(super) enum Entry {
+pub(super) enum Entry<'a> {
     /// A folder that the user may write to, or only root.
     Folder {
         /// Path in the image without the leading slash.
-        target: &'static str,
+        target: &'a str,
         /// Permissions.
         mode: u32,
         /// User and group.
@@ -43,7 +43,7 @@ pub(super) enum Entry {
     /// A file with this content, owned by root.
     Content {
         /// Path in the image without the leading slash.
-        target: &'static str,
+        target: &'a str,
         /// Permissions.
         mode: u32,
         /// What is in it.
@@ -52,7 +52,7 @@ pub(super) enum Entry {
     /// A copy of a file of this machine, owned by root.
     Copy {
         /// Path in the image without the leading slash.
-        target: &'static str,
+        target: &'a str,
         /// Permissions.
         mode: u32,
         /// Path on this machine.
@@ -136,7 +136,7 @@ fn forget_old(newest: &Path) -> Result<()> {
 }
 
 /// A layer of named entries; parent folders that are not listed belong to root.
-pub(super) fn of_entries(name: &str, mut entries: Vec<Entry>) -> Result<Layer> {
+pub(super) fn of_entries(name: &str, mut entries: Vec<Entry<'_>>) -> Result<Layer> {
     entries.sort_by_key(Entry::target);
     let mut parts: Vec<Vec<u8>> = Vec::new();
     for entry in &entries {
@@ -169,8 +169,8 @@ pub(super) fn of_entries(name: &str, mut entries: Vec<Entry>) -> Result<Layer> {
     })
 }
 
-impl Entry {
-    fn target(&self) -> &'static str {
+impl<'a> Entry<'a> {
+    fn target(&self) -> &'a str {
         match self {
             Entry::Folder { target, .. } | Entry::Content { target, .. } | Entry::Copy { target, .. } => target,
         }

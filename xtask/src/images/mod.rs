@@ -11,10 +11,11 @@ mod debian;
 mod layer;
 mod node;
 mod python;
+mod session;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::{paths, progress};
 use archive::Image;
@@ -22,8 +23,9 @@ use archive::Image;
 /// Arguments of `cargo xtask images`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Build only this image; may be given several times. Without it, all of them.
-    #[arg(long, value_name = "NAME", value_parser = catalog::NAMES)]
+    /// Build only this image; may be given several times. Without it, all that `cargo xtask up` needs; session images of
+    /// agents other than Claude Code are built only when named.
+    #[arg(long, value_name = "NAME", value_parser = known)]
     only: Vec<String>,
     /// Folder for the tars; by default one in the cache folder.
     #[arg(long, value_name = "DIR")]
@@ -63,7 +65,28 @@ pub(crate) fn node_with(name: &str) -> Result<(PathBuf, PathBuf)> {
     Ok((node.program(), node.packages(name)?))
 }
 
-/// Builds the named images, or all of them, into the cache folder.
+/// An image's name as an argument.
+pub(crate) fn known(name: &str) -> Result<String, String> {
+    let names = catalog::names();
+    if names.iter().any(|known| known == name) { Ok(name.to_owned()) } else { Err(format!("use {}", names.join(", "))) }
+}
+
+/// The session images that are built only when they are named.
+pub(crate) fn other_sessions() -> Vec<String> {
+    catalog::names().split_off(catalog::NAMES.len())
+}
+
+/// The images of [`build`] without names.
+pub(crate) fn usual() -> Vec<String> {
+    catalog::NAMES.map(str::to_owned).to_vec()
+}
+
+/// All agents that have an image, by the name of that image.
+pub(crate) fn sessions() -> Vec<String> {
+    session::names()
+}
+
+/// Builds the named images, or those that `cargo xtask up` needs, into the cache folder.
 pub(crate) fn build(only: &[String], profile: &str) -> Result<Vec<Built>> {
     build_in(&default_out()?, only, profile)
 }
@@ -73,11 +96,7 @@ fn default_out() -> Result<PathBuf> {
 }
 
 fn build_in(out: &std::path::Path, only: &[String], profile: &str) -> Result<Vec<Built>> {
-    let names: Vec<&str> =
-        catalog::NAMES.into_iter().filter(|name| only.is_empty() || only.iter().any(|wanted| wanted == name)).collect();
-    if names.is_empty() {
-        bail!("no such image; there are {}", catalog::NAMES.join(", "));
-    }
+    let names = if only.is_empty() { usual() } else { only.to_vec() };
     let images = catalog::images(&names, profile)?;
     images.iter().map(|image| progress::step(&format!("image {}", image.name), || write(out, image))).collect()
 }
@@ -93,5 +112,5 @@ fn write(out: &std::path::Path, image: &Image) -> Result<Built> {
         image.write(&archive)?;
         std::fs::write(&stamp, &digest).with_context(|| format!("cannot write {}", stamp.display()))?;
     }
-    Ok(Built { name: image.name.to_owned(), reference: image.reference(), archive, digest })
+    Ok(Built { name: image.name.clone(), reference: image.reference(), archive, digest })
 }
