@@ -5,6 +5,27 @@ use serde::{Deserialize, Serialize};
 
 pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 
+/// A duration as the resources' validation lets it in: `1h30m`, `45s`.
+pub fn parse_duration(text: &str) -> Option<std::time::Duration> {
+    let mut seconds = 0_u64;
+    let mut number = String::new();
+    for c in text.chars() {
+        let unit = match c {
+            '0'..='9' => {
+                number.push(c);
+                continue;
+            }
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            _ => return None,
+        };
+        seconds = seconds.checked_add(number.parse::<u64>().ok()?.checked_mul(unit)?)?;
+        number.clear();
+    }
+    (number.is_empty() && !text.is_empty()).then_some(std::time::Duration::from_secs(seconds))
+}
+
 /// The Organization that an object belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -58,4 +79,20 @@ pub enum DeletionPolicy {
     Retain,
     /// Rows are deleted; the audit log stays.
     Delete,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_duration;
+    use std::time::Duration;
+
+    #[test]
+    fn durations_are_parsed_as_the_resources_have_them() {
+        assert_eq!(parse_duration("30m"), Some(Duration::from_secs(1800)));
+        assert_eq!(parse_duration("1h30m"), Some(Duration::from_secs(5400)));
+        assert_eq!(parse_duration("45s"), Some(Duration::from_secs(45)));
+        for bad in ["", "10", "m", "1d", "5m3"] {
+            assert_eq!(parse_duration(bad), None, "{bad}");
+        }
+    }
 }

@@ -138,6 +138,10 @@ pub mod env {
     pub const AGENT_COMMAND: &str = "AGENTAPI_AGENT_COMMAND";
     /// `pty` or `acp`.
     pub const TRANSPORT: &str = "AGENTAPI_TRANSPORT";
+    /// `ask`, `allow` or `reject`: what becomes of the agent's requests for permission.
+    pub const PERMISSIONS: &str = "AGENTAPI_PERMISSIONS";
+    /// How long such a request waits for an answer.
+    pub const PERMISSION_TIMEOUT: &str = "AGENTAPI_PERMISSION_TIMEOUT";
     /// Public keys that session tokens are checked with, sorted, with commas.
     pub const SESSION_PUBLIC_KEY: &str = "AGENTAPI_SESSION_PUBLIC_KEY";
     /// Base URL of the runtime's internal API.

@@ -93,6 +93,7 @@ fn default_max_sessions() -> i32 {
 /// The agent that a Workspace's sessions run.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("self.transport != 'Acp' || self.type in ['Claude', 'Codex', 'Droid'] || has(self.command)", "how this type of agent is started to speak ACP is not known; give agent.command, for example command: [\"gemini\", \"--acp\"], or use transport: Pty"))]
 #[x_kube(validation = ("self.type != 'Custom' || has(self.command)", "an agent of type Custom needs a command, for example command: [\"my-agent\", \"--tui\"]"))]
 pub struct Agent {
     /// Which agent; it decides how the terminal is read and how the agent is set up.
@@ -118,6 +119,56 @@ pub struct Agent {
     /// How the AgentAPI talks to the agent.
     #[serde(default)]
     pub transport: Transport,
+    /// What becomes of the agent's requests for permission to use a tool.
+    #[serde(default)]
+    pub permissions: Permissions,
+}
+
+/// What becomes of an agent's requests for permission.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Permissions {
+    /// Ask: a client of the session decides (`POST /v1/sessions/{id}/permission`).
+    #[serde(default)]
+    pub default: PermissionDefault,
+    /// With Ask: a request that nobody has answered after this time is rejected.
+    #[serde(default = "default_permission_timeout")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = ("self.matches('^([0-9]+(s|m|h))+$') && duration(self) >= duration('1s') && duration(self) <= duration('24h')", "permissions.timeout is a duration of 1s to 24h, written like 5m or 1h30m"))]
+    pub timeout: String,
+}
+
+impl Default for Permissions {
+    fn default() -> Self {
+        Self { default: PermissionDefault::default(), timeout: default_permission_timeout() }
+    }
+}
+
+fn default_permission_timeout() -> String {
+    "5m".to_owned()
+}
+
+/// What becomes of a request for permission.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum PermissionDefault {
+    /// A client of the session decides.
+    #[default]
+    Ask,
+    /// It is allowed, each time.
+    Allow,
+    /// It is rejected, each time.
+    Reject,
+}
+
+impl PermissionDefault {
+    /// The name that the session host uses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ask => "ask",
+            Self::Allow => "allow",
+            Self::Reject => "reject",
+        }
+    }
 }
 
 /// Agents whose terminal we know; as in coder/agentapi.

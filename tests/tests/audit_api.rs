@@ -66,6 +66,9 @@ const ELSEWHERE: &[&str] = &[
     "post /v1/oauth/init",
     "post /v1/oauth/refresh",
     "post /v1/oauth/revoke",
+    // Need an agent that asks and can be stopped: api_acp.
+    "post /v1/sessions/{id}/permission",
+    "post /v1/sessions/{id}/cancel",
     // Leaves no row: api_screening.
     "post /v1/prompts/preview",
 ];

@@ -27,6 +27,14 @@ pub mod action {
     pub const SESSION_UPLOAD: &str = "session.upload";
     /// The file of the same request was refused, or nobody knows.
     pub const SESSION_UPLOAD_FAIL: &str = "session.upload-fail";
+    /// A user answers what the agent asks. Written before the agent gets it.
+    pub const SESSION_PERMISSION: &str = "session.permission";
+    /// The answer of the same request was refused, or nobody knows.
+    pub const SESSION_PERMISSION_FAIL: &str = "session.permission-fail";
+    /// A user stops what the agent is doing. Written before the agent gets it.
+    pub const SESSION_CANCEL: &str = "session.cancel";
+    /// There was nothing to stop, or nobody knows.
+    pub const SESSION_CANCEL_FAIL: &str = "session.cancel-fail";
     /// An admin made a connection to an MCP server. The operator writes the same of resources.
     pub const MCP_CONNECTION_CREATE: &str = "mcpconnection.create";
     /// An admin changed one.

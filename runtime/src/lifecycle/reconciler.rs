@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agentapi_crds::common::parse_duration;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -217,40 +218,4 @@ async fn running_step(
     let (scope, origin) = (TenantScope::system(organization), Origin::system("sessions"));
     lifecycle.end(&scope, organization, session.id, reason, &origin).await?;
     Ok(())
-}
-
-/// `1h30m`, `45s`: the form that the Workspace's validation lets in.
-fn parse_duration(text: &str) -> Option<Duration> {
-    let mut seconds = 0_u64;
-    let mut number = String::new();
-    for c in text.chars() {
-        let unit = match c {
-            '0'..='9' => {
-                number.push(c);
-                continue;
-            }
-            's' => 1,
-            'm' => 60,
-            'h' => 3600,
-            _ => return None,
-        };
-        seconds = seconds.checked_add(number.parse::<u64>().ok()?.checked_mul(unit)?)?;
-        number.clear();
-    }
-    (number.is_empty() && !text.is_empty()).then_some(Duration::from_secs(seconds))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_parsed_as_the_workspace_writes_them() {
-        assert_eq!(parse_duration("30m"), Some(Duration::from_secs(1800)));
-        assert_eq!(parse_duration("1h30m"), Some(Duration::from_secs(5400)));
-        assert_eq!(parse_duration("45s"), Some(Duration::from_secs(45)));
-        for bad in ["", "10", "m", "1d", "5m3"] {
-            assert_eq!(parse_duration(bad), None, "{bad}");
-        }
-    }
 }

@@ -53,6 +53,9 @@ pub(super) struct AgentProfile {
     /// Default command; empty for `custom`, where the workspace must give one.
     #[serde(default)]
     pub command: Vec<String>,
+    /// How it is started when it is to speak the Agent Client Protocol. None: not known.
+    #[serde(default)]
+    pub acp: Option<Acp>,
     /// How a conversation goes on after the process was restarted.
     #[serde(default)]
     pub resume: Option<Resume>,
@@ -98,6 +101,26 @@ pub(super) struct AgentProfile {
     /// How a message is typed.
     #[serde(default)]
     pub input: Input,
+}
+
+/// An agent that speaks the Agent Client Protocol on its standard input and output.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Acp {
+    /// Its command.
+    pub command: Vec<String>,
+    /// Arguments after the command where a variable is set, with `{{value}}`.
+    #[serde(default)]
+    pub args_with_env: BTreeMap<String, Vec<String>>,
+    /// `_meta` of the session's beginning, when there is a system prompt: `{{system_prompt}}` stands for it.
+    #[serde(default)]
+    pub session_meta: Option<serde_json::Value>,
+    /// Other ways to tell it its system prompt.
+    #[serde(default)]
+    pub system_prompt: SystemPrompt,
+    /// Other ways to tell it about MCP servers, for one that does not take them when its session begins.
+    #[serde(default)]
+    pub mcp: McpServers,
 }
 
 /// Resume arguments of an agent.
@@ -285,6 +308,7 @@ mod tests {
             let profile = profile(name).unwrap();
             assert_eq!(profile.name, *name);
             assert_eq!(profile.command.is_empty(), *name == "custom", "{name}");
+            assert!(profile.acp.is_none_or(|acp| !acp.command.is_empty()), "{name}");
             for file in &profile.files {
                 assert!(file.json.is_some() != file.text.is_some(), "{name}: {}", file.path);
             }

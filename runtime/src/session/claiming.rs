@@ -6,8 +6,8 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     claim::Claim,
+    group::Exit,
     host::{Host, StartError},
-    pty::Exit,
     state::{PromptState, StateError},
 };
 

@@ -2,7 +2,13 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use agentapi_crds::common::parse_duration;
 use jiff::Timestamp;
+
+use super::{
+    permissions::{Policy, Rule},
+    transport::Transport,
+};
 
 /// Arguments of `agentapi-runtime session`. In a pod the operator sets them through the environment.
 #[derive(Clone, Debug, clap::Args)]
@@ -18,7 +24,13 @@ pub struct SessionArgs {
     pub agent_command: Option<String>,
     /// Transport to the agent.
     #[arg(long, env = "AGENTAPI_TRANSPORT", default_value = "pty")]
-    pub transport: String,
+    pub transport: Transport,
+    /// What becomes of the agent's requests for permission.
+    #[arg(long, env = "AGENTAPI_PERMISSIONS", default_value = "ask")]
+    pub permissions: Rule,
+    /// A request for permission that nobody has answered after this time is rejected.
+    #[arg(long, env = "AGENTAPI_PERMISSION_TIMEOUT", default_value = "5m", value_parser = duration)]
+    pub permission_timeout: Duration,
     /// base64url x of the Ed25519 keys that sign the runtime's tokens, with commas.
     #[arg(long, env = "AGENTAPI_SESSION_PUBLIC_KEY")]
     pub session_public_key: Option<String>,
@@ -43,6 +55,10 @@ pub struct SessionArgs {
     /// First user message, for a session that is not claimed through the API.
     #[arg(long, env = "AGENTAPI_INITIAL_PROMPT")]
     pub initial_prompt: Option<String>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| "is a duration such as 30s, 5m or 1h30m".to_owned())
 }
 
 /// Time constants of the contract; tests shorten them.
@@ -79,6 +95,10 @@ pub struct SessionConfig {
     pub listen: SocketAddr,
     /// Agent type.
     pub agent_type: String,
+    /// How the host talks to the agent.
+    pub transport: Transport,
+    /// What becomes of the agent's requests for permission.
+    pub permissions: Policy,
     /// Command that replaces the agent type's own.
     pub command: Option<Vec<String>>,
     /// Keys that tokens are checked with; `None` only on loopback.
@@ -119,17 +139,11 @@ pub enum ConfigError {
     /// The command is not a JSON array of strings.
     #[error("AGENTAPI_AGENT_COMMAND must be a JSON array of strings with the program first, like [\"claude\"]")]
     Command,
-    /// The transport is not there.
-    #[error("AGENTAPI_TRANSPORT {0:?} is not supported by this build; use pty")]
-    Transport(String),
 }
 
 impl SessionArgs {
     /// Checks the arguments. `env` is the environment that the agent inherits.
     pub fn into_config(self, env: BTreeMap<String, String>) -> Result<SessionConfig, ConfigError> {
-        if self.transport != "pty" {
-            return Err(ConfigError::Transport(self.transport));
-        }
         let public_key = self.session_public_key.filter(|key| !key.trim().is_empty());
         if public_key.is_none() && !self.insecure_no_auth {
             return Err(ConfigError::NoKey);
@@ -151,6 +165,8 @@ impl SessionArgs {
         Ok(SessionConfig {
             listen: self.listen,
             agent_type: self.agent_type,
+            transport: self.transport,
+            permissions: Policy { rule: self.permissions, timeout: self.permission_timeout },
             command,
             public_key,
             runtime_url: self.runtime_internal_url,
@@ -207,8 +223,16 @@ mod tests {
     }
 
     #[test]
-    fn acp_says_what_to_use() {
-        let error = config(&["--insecure-no-auth", "--transport", "acp"]).err().unwrap();
-        assert!(error.to_string().contains("use pty"));
+    fn transports_and_policies_are_what_the_operator_writes() {
+        let parsed = config(&["--insecure-no-auth"]).unwrap();
+        assert_eq!((parsed.transport, parsed.permissions.rule), (Transport::Pty, Rule::Ask));
+        assert_eq!(parsed.permissions.timeout, Duration::from_secs(300));
+        let args = ["--transport", "acp", "--permissions", "reject", "--permission-timeout", "1m30s"];
+        let parsed = config(&[&["--insecure-no-auth"], &args[..]].concat()).unwrap();
+        assert_eq!((parsed.transport, parsed.permissions.rule), (Transport::Acp, Rule::Reject));
+        assert_eq!(parsed.permissions.timeout, Duration::from_secs(90));
+        for bad in [["--transport", "ftp"], ["--permissions", "maybe"], ["--permission-timeout", "5"]] {
+            assert!(Cli::try_parse_from(["session"].iter().chain(&bad)).is_err(), "{bad:?}");
+        }
     }
 }

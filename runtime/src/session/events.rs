@@ -9,7 +9,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::broadcast;
 
-use super::messages::{Message, Role};
+use super::{
+    messages::{Message, Role},
+    permissions::{By, Pending},
+};
 
 /// Events that are kept for clients that come back.
 const BUFFER_EVENTS: usize = 1024;
@@ -59,6 +62,20 @@ pub(super) enum Body {
         /// When.
         time: Timestamp,
     },
+    /// `permission`: the agent asks whether it may use a tool.
+    Permission(Pending),
+    /// `permission_resolved`
+    Resolved {
+        /// Of the request.
+        id: String,
+        /// `selected` or `cancelled`.
+        outcome: &'static str,
+        /// The option that was selected.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        option_id: Option<String>,
+        /// Who decided.
+        by: By,
+    },
 }
 
 impl Body {
@@ -73,13 +90,16 @@ impl Body {
             Self::Message { .. } => "message_update",
             Self::Status { .. } => "status_change",
             Self::Error { .. } => "agent_error",
+            Self::Permission(_) => "permission",
+            Self::Resolved { .. } => "permission_resolved",
         }
     }
 
     fn size(&self) -> usize {
         match self {
             Self::Message { message, .. } | Self::Error { message, .. } => message.len() + 64,
-            Self::Status { .. } => 64,
+            Self::Permission(pending) => pending.size(),
+            Self::Status { .. } | Self::Resolved { .. } => 128,
         }
     }
 }

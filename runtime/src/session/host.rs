@@ -15,19 +15,23 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Error,
+    acp::reply::Reply,
     agents::{self, AgentProfile},
     claim::Claim,
     config::SessionConfig,
     events::{Body, Hub, Status, Subscription},
     format::Look,
+    group::Exit,
     mcp::Mcp,
     messages::{Conversation, Message},
-    pty::{AgentProcess, Exit, PtyError},
+    permissions::Permissions,
+    pty::PtyError,
     reap,
     screen::Frame,
     seed::SeedError,
-    starting::Wanted,
+    starting::{Started, Wanted},
     state::{PromptState, Resume, State, StateDir, StateError},
+    transport::{Agent, Transport},
 };
 
 /// The agent could not be started.
@@ -70,8 +74,12 @@ pub(super) struct Inner {
     pub(super) env: BTreeMap<String, String>,
     pub(super) system_prompt: Option<String>,
     /// Counts agent processes, so that the end of an earlier one is not taken for the end of this one.
-    generation: u64,
-    pub(super) process: Option<Arc<AgentProcess>>,
+    pub(super) generation: u64,
+    pub(super) agent: Option<Agent>,
+    /// With ACP: what the agent has said and done since the user's last message.
+    pub(super) reply: Reply,
+    /// With ACP: the agent's own id of its session, for the next process to go on with.
+    pub(super) acp_session: Option<String>,
 }
 
 /// One session.
@@ -91,6 +99,7 @@ pub(super) struct Host {
     saving: tokio::sync::Mutex<()>,
     failure: watch::Sender<Option<Exit>>,
     pub(super) mcp: Mcp,
+    pub(super) permissions: Permissions,
     pub(super) state_dir: StateDir,
 }
 
@@ -98,6 +107,9 @@ impl Host {
     /// Reads what an earlier process of this pod left and what the Secret says; starts nothing.
     pub(super) fn open(config: SessionConfig) -> Result<Arc<Self>, Error> {
         let profile = agents::profile(&config.agent_type)?;
+        if config.transport == Transport::Acp && config.command.is_none() && profile.acp.is_none() {
+            return Err(Error::NoAcp { agent: profile.name });
+        }
         let state_dir = StateDir::open(&config.state_dir)?;
         let state = state_dir.load()?;
         let saved = state_dir.load_claim()?;
@@ -116,7 +128,10 @@ impl Host {
         if restored {
             tracing::info!(messages = state.messages.len(), "state restored");
         }
-        let conversation = Conversation::restore(state.messages, now);
+        let conversation = match config.transport {
+            Transport::Pty => Conversation::restore(state.messages, now),
+            Transport::Acp => Conversation::structured(state.messages),
+        };
         let (prompt, prompt_state) = match (state.initial_prompt, state.prompt_progress) {
             (Some(prompt), saved) if saved != PromptState::None => {
                 // Typed but not confirmed when the earlier process ended: at most once, so not again.
@@ -146,7 +161,9 @@ impl Host {
             env: claim.as_ref().map(Claim::plain_env).unwrap_or_default(),
             system_prompt: claim.and_then(|claim| claim.system_prompt),
             generation: 0,
-            process: None,
+            agent: None,
+            reply: Reply::default(),
+            acp_session: state.acp_session,
         };
         let epoch = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
         Ok(Arc::new(Self {
@@ -162,6 +179,7 @@ impl Host {
             saving: tokio::sync::Mutex::new(()),
             failure: watch::Sender::new(None),
             mcp: Mcp::default(),
+            permissions: Permissions::default(),
             state_dir,
             config,
         }))
@@ -213,36 +231,38 @@ impl Host {
 
     /// Process id of the agent.
     pub(super) fn agent_pid(&self) -> Option<u32> {
-        self.lock().process.as_ref().and_then(|process| process.pid())
+        self.lock().agent.as_ref().and_then(Agent::pid)
     }
 
     /// Listens to events; the snapshot and the subscription belong to the same moment.
     pub(super) fn subscribe(&self, last: Option<&str>) -> (Vec<Body>, Subscription) {
         let inner = self.lock();
         let subscription = self.hub.subscribe(last);
-        let snapshot = inner.conversation.messages().iter().map(Body::message);
+        let messages = inner.conversation.messages().iter().map(Body::message);
+        let permissions = self.permissions.pending().into_iter().map(Body::Permission);
         let status = Body::Status { status: inner.status, agent_type: self.profile.name.clone() };
-        (snapshot.chain([status]).collect(), subscription)
+        (messages.chain(permissions).chain([status]).collect(), subscription)
     }
 
     /// Writes keystrokes to the agent.
     pub(super) fn write_raw(&self, bytes: &[u8]) -> Result<(), PtyError> {
+        let process = self.process()?;
         self.lock().untouched = false;
-        self.process()?.write(bytes)
+        process.write(bytes)
     }
 
     /// Ends the agent.
     pub(super) async fn stop(&self) {
         self.persist().await;
-        let process = {
+        let agent = {
             let mut inner = self.lock();
             inner.generation += 1;
             inner.agent_ready = false;
-            inner.process.take()
+            inner.agent.take()
         };
         self.ready.send_replace(false);
-        if let Some(process) = process {
-            process.stop().await;
+        if let Some(agent) = agent {
+            agent.group().stop().await;
             reap::end_leftovers(self.hub.epoch()).await;
         }
         self.persist().await;
@@ -257,6 +277,7 @@ impl Host {
             state.session_id.clone_from(&inner.session_id);
             state.initial_prompt.clone_from(&inner.prompt);
             state.prompt_progress = inner.prompt_state;
+            state.acp_session.clone_from(&inner.acp_session);
             state.resume = if inner.resume == Resume::Refused { Resume::Refused } else { Resume::Allowed };
             state
         };
@@ -289,10 +310,6 @@ impl Host {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn process(&self) -> Result<Arc<AgentProcess>, PtyError> {
-        self.lock().process.clone().ok_or(PtyError::Input)
-    }
-
     pub(super) async fn start_agent(self: &Arc<Self>) -> Result<(), StartError> {
         let (old, generation, wanted, begun) = {
             let mut inner = self.lock();
@@ -304,38 +321,42 @@ impl Host {
             self.refresh(&mut inner);
             let begun = inner.conversation.begun();
             let may_resume = begun && inner.resume != Resume::Refused;
-            let wanted = Wanted { env: inner.env.clone(), system_prompt: inner.system_prompt.clone(), may_resume };
-            (inner.process.take(), inner.generation, wanted, begun)
+            let (env, system_prompt) = (inner.env.clone(), inner.system_prompt.clone());
+            let acp_session = inner.acp_session.clone().filter(|_| may_resume);
+            let wanted = Wanted { env, system_prompt, may_resume, acp_session, generation: inner.generation };
+            (inner.agent.take(), inner.generation, wanted, begun)
         };
         self.ready.send_replace(false);
         if let Some(old) = old {
             // An agent that nobody has talked to has nothing to save, and the claim is waiting.
             if begun {
-                old.stop().await;
+                old.group().stop().await;
             } else {
-                old.kill().await;
+                old.group().kill().await;
             }
             reap::end_leftovers(self.hub.epoch()).await;
         }
         let mark = (reap::MARK.to_owned(), self.hub.epoch().to_owned());
         let (host, dirty) = (Arc::clone(self), Arc::clone(&self.dirty));
-        let (process, resume) = tokio::task::spawn_blocking(move || host.prepare_and_start(&wanted, mark, dirty))
-            .await
-            .map_err(|_| StartError::Interrupted)??;
-        let process = Arc::new(process);
-        tracing::info!(pid = process.pid(), "agent started");
+        let started = tokio::task::spawn_blocking(move || host.prepare_and_start(wanted, mark, dirty));
+        let Started { agent, resume, greeting } = started.await.map_err(|_| StartError::Interrupted)??;
+        tracing::info!(pid = agent.pid(), "agent started");
+        let mut exit = agent.exit();
         {
             let mut inner = self.lock();
             inner.last_change = Instant::now();
-            inner.process = Some(Arc::clone(&process));
+            inner.agent = Some(agent);
+            inner.reply = Reply::default();
             if inner.resume != Resume::Refused {
                 inner.resume = resume;
             }
             self.frames.send_replace(Arc::new(Frame::default()));
         }
         self.dirty.notify_one();
+        if let Some(greeting) = greeting {
+            greeting.begin(self);
+        }
         let host = Arc::clone(self);
-        let mut exit = process.exit();
         tokio::spawn(async move {
             if let Ok(Some(exit)) = exit.wait_for(Option::is_some).await.map(|exit| exit.clone()) {
                 host.agent_ended(generation, exit);
@@ -355,11 +376,13 @@ impl Host {
             inner.resume = Resume::Refused;
         }
         inner.agent_ready = false;
-        inner.process = None;
+        inner.agent = None;
         let message = format!("The agent ended with code {}. Its container is being restarted.", exit.code);
         self.hub.publish(Body::Error { message, level: "error", time: (self.config.now)() });
         self.refresh(&mut inner);
         self.ready.send_replace(false);
+        drop(inner);
+        self.permissions.cancel_all();
         self.fail(exit);
     }
 }

@@ -31,6 +31,7 @@ use super::{
     host::Host,
     seed::{SeedError, Seeder, edit_json, merge},
     sync,
+    transport::Transport,
 };
 
 /// Asking for the connections takes no longer, all attempts together: a claim is waiting.
@@ -154,7 +155,7 @@ impl Host {
     /// Asks the runtime for the session's connections; says whether an agent that runs does not know them. An agent
     /// without its tools is better than none, so what can't be had is logged and left out.
     pub(super) async fn load_connections(&self) -> bool {
-        if self.profile.mcp.is_none() || self.mcp.relay.get().is_none() {
+        if !self.knows_mcp() || self.mcp.relay.get().is_none() {
             return false;
         }
         let Some(url) = self.list_url() else { return false };
@@ -175,6 +176,11 @@ impl Host {
         };
         tracing::warn!(why, "the agent starts without its MCP servers");
         false
+    }
+
+    /// There is a way to tell the agent about MCP servers.
+    fn knows_mcp(&self) -> bool {
+        self.config.transport == Transport::Acp || !self.profile.mcp.is_none()
     }
 
     async fn ask(&self, client: &reqwest::Client, url: url::Url) -> Result<Vec<Connection>, AskError> {
@@ -222,7 +228,7 @@ fn client(host: &Host) -> reqwest::Result<reqwest::Client> {
 
 /// Opens the relay; the agent finds it in its configuration. Without a runtime or an agent that knows MCP there is none.
 pub(super) async fn serve_relay(host: &Arc<Host>, stop: CancellationToken) -> std::io::Result<()> {
-    if host.profile.mcp.is_none() || host.config.runtime_url.is_none() {
+    if !host.knows_mcp() || host.config.runtime_url.is_none() {
         return Ok(());
     }
     let listener = TcpListener::bind((IpAddr::V4(Ipv4Addr::LOCALHOST), 0)).await?;

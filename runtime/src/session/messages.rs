@@ -58,6 +58,13 @@ impl Conversation {
         Self { messages, before: Vec::new(), frozen: true }
     }
 
+    /// A conversation whose messages the agent tells apart itself. What it says before the next message of the user is no
+    /// part of the last one.
+    pub(super) fn structured(messages: Vec<Message>) -> Self {
+        let messages = messages.into_iter().enumerate().map(|(id, message)| Message { id, ..message }).collect();
+        Self { messages, before: Vec::new(), frozen: true }
+    }
+
     /// All messages.
     pub(super) fn messages(&self) -> &[Message] {
         &self.messages
@@ -105,6 +112,33 @@ impl Conversation {
         self.before = format::body(profile, before);
         self.frozen = false;
         self.push(Role::User, content.to_owned(), now)
+    }
+
+    /// The user has said something to an agent that tells messages apart.
+    pub(super) fn say(&mut self, content: &str, now: Timestamp) -> usize {
+        self.frozen = false;
+        self.push(Role::User, content.to_owned(), now)
+    }
+
+    /// What such an agent has said since. Returns the id of the message that changed.
+    pub(super) fn answer(&mut self, content: String, now: Timestamp) -> Option<usize> {
+        if content.is_empty() {
+            return None;
+        }
+        match self.messages.last_mut() {
+            Some(last) if last.role == Role::Agent && !self.frozen => {
+                if last.content == content {
+                    return None;
+                }
+                last.content = content;
+                last.time = now;
+                Some(last.id)
+            }
+            _ => {
+                self.frozen = false;
+                Some(self.push(Role::Agent, content, now))
+            }
+        }
     }
 
     fn push(&mut self, role: Role, content: String, time: Timestamp) -> usize {

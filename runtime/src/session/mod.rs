@@ -1,7 +1,8 @@
-//! `agentapi-runtime session`: runs inside a session pod, owns one agent process in a terminal and serves the
-//! coder/agentapi contract for it. Imports nothing from the other rooms; talks to the runtime only through its
+//! `agentapi-runtime session`: runs inside a session pod, owns one agent process, in a terminal or over the Agent Client
+//! Protocol, and serves the coder/agentapi contract for it. Imports nothing from the other rooms; talks to the runtime only through its
 //! internal API.
 
+mod acp;
 mod agents;
 mod claim;
 mod claiming;
@@ -10,10 +11,12 @@ mod events;
 mod format;
 #[cfg(test)]
 mod fuzz;
+mod group;
 mod host;
 mod http;
 mod mcp;
 mod messages;
+mod permissions;
 mod preparing;
 mod pty;
 mod reap;
@@ -25,6 +28,7 @@ mod state;
 mod sync;
 mod token;
 mod track;
+mod transport;
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,6 +38,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use config::{ConfigError, SessionArgs, SessionConfig, Timing};
 use host::Host;
+pub use permissions::{Policy, Rule};
+pub use transport::Transport;
 
 /// Clients of `/events` get this long to receive the last event before the process ends.
 const LAST_EVENTS: Duration = Duration::from_millis(300);
@@ -49,6 +55,14 @@ pub enum Error {
     /// The agent's profile.
     #[error(transparent)]
     Agent(#[from] agents::AgentError),
+    /// Nobody knows how the agent is made to speak ACP.
+    #[error(
+        "it is not known how {agent} is started to speak ACP; give the workspace agent.command, or use transport pty"
+    )]
+    NoAcp {
+        /// Agent type.
+        agent: String,
+    },
     /// The public key.
     #[error(transparent)]
     Key(#[from] token::KeyError),

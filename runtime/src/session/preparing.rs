@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{claiming::ClaimRefused, events::Body, host::Host, pty::Exit};
+use super::{claiming::ClaimRefused, events::Body, group::Exit, host::Host};
 
 impl Host {
     /// Starts the waiting agent again with this system prompt, unless it has it already.

@@ -2,28 +2,25 @@
 //! terminal file needs; everything else talks to it through channels.
 
 use std::{
-    collections::BTreeMap,
     io::{Read, Write},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
-    time::Duration,
 };
 
 use portable_pty::{CommandBuilder, PtySize, native_pty_system};
-use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::sync::{Notify, watch};
 
-use super::screen::{COLUMNS, Frame, ROWS, Terminal};
+use super::{
+    group::{Exit, Group},
+    screen::{COLUMNS, Frame, ROWS, Terminal},
+    transport::Command,
+};
 
 /// Writes that may wait for an agent that does not read.
 const INPUT_QUEUE: usize = 256;
-/// An agent that was asked to end gets this long before it is killed.
-const STOP_GRACE: Duration = Duration::from_secs(5);
-/// A killed process is gone within this time unless the kernel is stuck on it.
-const KILL_GRACE: Duration = Duration::from_secs(2);
 
 /// What went wrong with the agent's process or terminal.
 #[derive(Debug, thiserror::Error)]
@@ -41,34 +38,17 @@ pub enum PtyError {
     /// The agent does not read its input or has ended.
     #[error("the agent does not take input; wait until it is stable, or delete the session")]
     Input,
-}
-
-/// How an agent ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Exit {
-    /// Its exit code.
-    pub code: u32,
-    /// The signal that ended it.
-    pub signal: Option<String>,
-}
-
-/// What to start.
-#[derive(Clone, Debug)]
-pub(super) struct Command {
-    /// Program and arguments.
-    pub argv: Vec<String>,
-    /// The whole environment.
-    pub env: BTreeMap<String, String>,
-    /// Working folder.
-    pub workdir: PathBuf,
+    /// The agent was started without one.
+    #[error("this session's agent speaks ACP and has no terminal; send messages of type user and follow its events")]
+    NoTerminal,
 }
 
 /// A running agent.
 pub(super) struct AgentProcess {
-    pid: Option<u32>,
+    // The agent is the leader of its session, so its pid is also its process group.
+    group: Group,
     terminal: Arc<Mutex<Terminal>>,
     input: SyncSender<Vec<u8>>,
-    exit: watch::Receiver<Option<Exit>>,
     // Closing the master hangs the terminal up, so it lives as long as this value.
     _master: Mutex<Box<dyn portable_pty::MasterPty + Send>>,
 }
@@ -122,12 +102,11 @@ impl AgentProcess {
                 dirty.notify_one();
             }),
         )?;
-        Ok(Self { pid, terminal, input, exit, _master: Mutex::new(pair.master) })
+        Ok(Self { group: Group::new(pid, exit), terminal, input, _master: Mutex::new(pair.master) })
     }
 
-    /// Process id.
-    pub(super) fn pid(&self) -> Option<u32> {
-        self.pid
+    pub(super) fn group(&self) -> &Group {
+        &self.group
     }
 
     /// What the terminal shows now.
@@ -144,49 +123,12 @@ impl AgentProcess {
 
     /// Queues bytes for the agent's input.
     pub(super) fn write(&self, bytes: impl Into<Vec<u8>>) -> Result<(), PtyError> {
-        if self.exit.borrow().is_some() {
+        if self.group.has_ended() {
             return Err(PtyError::Input);
         }
         self.input.try_send(bytes.into()).map_err(|error| match error {
             TrySendError::Full(_) | TrySendError::Disconnected(_) => PtyError::Input,
         })
-    }
-
-    /// How the agent ended, if it has.
-    pub(super) fn exit(&self) -> watch::Receiver<Option<Exit>> {
-        self.exit.clone()
-    }
-
-    /// Asks the agent to end, then ends its whole process group.
-    pub(super) async fn stop(&self) {
-        self.signal(Signal::HUP);
-        self.signal(Signal::TERM);
-        let mut exit = self.exit.clone();
-        if tokio::time::timeout(STOP_GRACE, exit.wait_for(Option::is_some)).await.is_err() {
-            tracing::warn!(pid = self.pid, "the agent did not end when asked; killing it");
-        }
-        // Also when the agent itself is gone: tools that it started may not be.
-        self.kill().await;
-    }
-
-    /// Ends the agent's whole process group at once.
-    pub(super) async fn kill(&self) {
-        self.signal(Signal::KILL);
-        let mut exit = self.exit.clone();
-        if tokio::time::timeout(KILL_GRACE, exit.wait_for(Option::is_some)).await.is_err() {
-            tracing::error!(pid = self.pid, "the agent is still there after SIGKILL");
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        // The agent is the leader of its session, so its pid is also its process group.
-        let group = self.pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-        if let Some(group) = group
-            && let Err(error) = kill_process_group(group, signal)
-            && error != rustix::io::Errno::SRCH
-        {
-            tracing::warn!(pid = self.pid, %error, "cannot signal the agent");
-        }
     }
 }
 

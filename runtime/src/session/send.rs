@@ -13,6 +13,7 @@ use super::{
     pty::{AgentProcess, PtyError},
     screen::Frame,
     state::{PromptState, Resume},
+    transport::Agent,
 };
 
 /// A screen that never comes to rest while the text is in the input box is taken as it is after this time.
@@ -45,7 +46,7 @@ pub(super) enum SendError {
 }
 
 /// Ends the "sending" state however the sending ends.
-struct Sending<'a>(&'a Host);
+pub(super) struct Sending<'a>(&'a Host);
 
 impl Drop for Sending<'_> {
     fn drop(&mut self) {
@@ -79,7 +80,7 @@ impl Host {
                 host.refresh(&mut inner);
                 Sending(&host)
             };
-            host.type_message(&content, sending).await?;
+            host.deliver(&content, sending).await?;
             // What is answered is kept: on disk before the client hears of it.
             host.persist().await;
             Ok(())
@@ -111,7 +112,7 @@ impl Host {
             };
             // On disk before the first key: a restart must not send it again.
             host.persist().await;
-            let result = host.type_message(&prompt, sending).await;
+            let result = host.deliver(&prompt, sending).await;
             {
                 let mut inner = host.lock();
                 inner.prompt_state = if result.is_ok() { PromptState::Sent } else { PromptState::Failed };
@@ -125,6 +126,15 @@ impl Host {
             host.dirty.notify_one();
             host.persist().await;
         });
+    }
+
+    async fn deliver(self: &Arc<Self>, content: &str, sending: Sending<'_>) -> Result<(), SendError> {
+        let agent = self.lock().agent.clone();
+        match agent {
+            Some(Agent::Acp(connection)) => self.begin_turn(&connection, content, sending),
+            // Without an agent the terminal says so.
+            Some(Agent::Pty(_)) | None => self.type_message(content, sending).await,
+        }
     }
 
     async fn type_message(&self, content: &str, sending: Sending<'_>) -> Result<(), SendError> {

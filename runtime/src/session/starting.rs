@@ -5,10 +5,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::Notify;
 
 use super::{
+    acp::{self, opening::Opening},
+    agents::Acp,
     host::{Host, StartError},
-    pty::{AgentProcess, Command},
+    pty::AgentProcess,
     seed::{self, Seeder},
     state::Resume,
+    transport::{Agent, Command, Transport},
 };
 
 /// Where the agent finds the path of its system prompt's file.
@@ -19,20 +22,54 @@ pub(super) struct Wanted {
     pub env: BTreeMap<String, String>,
     pub system_prompt: Option<String>,
     pub may_resume: bool,
+    /// The session of an earlier process, of an agent that speaks ACP.
+    pub acp_session: Option<String>,
+    /// The host's count of agent processes.
+    pub generation: u64,
+}
+
+/// An agent process that has begun.
+pub(super) struct Started {
+    pub agent: Agent,
+    pub resume: Resume,
+    /// What is said to it first.
+    pub greeting: Option<Greeting>,
+}
+
+/// The beginning of a connection.
+pub(super) struct Greeting {
+    connection: Arc<acp::Connection>,
+    listening: acp::Listening,
+    opening: Opening,
+}
+
+impl Greeting {
+    pub(super) fn begin(self, host: &Arc<Host>) {
+        self.listening.begin(host);
+        host.spawn_opening(&self.connection, self.opening);
+    }
 }
 
 impl Host {
     /// Writes the agent's files and starts it. Blocks.
     pub(super) fn prepare_and_start(
         &self,
-        wanted: &Wanted,
+        wanted: Wanted,
         mark: (String, String),
         dirty: Arc<Notify>,
-    ) -> Result<(AgentProcess, Resume), StartError> {
+    ) -> Result<Started, StartError> {
         let (config, profile) = (&self.config, &self.profile);
         let mut env = seed::environment(profile, &config.env, &wanted.env);
         env.extend([mark]);
-        let mut argv = config.command.clone().unwrap_or_else(|| profile.command.clone());
+        let unknown = Acp::default();
+        let (command, args_with_env, told, servers) = match config.transport {
+            Transport::Pty => (&profile.command, &profile.args_with_env, &profile.system_prompt, &profile.mcp),
+            Transport::Acp => {
+                let Acp { command, args_with_env, system_prompt, mcp, .. } = profile.acp.as_ref().unwrap_or(&unknown);
+                (command, args_with_env, system_prompt, mcp)
+            }
+        };
+        let mut argv = config.command.clone().unwrap_or_else(|| command.clone());
         let prompt = wanted.system_prompt.as_deref();
         let prompt_file = prompt.map(|text| self.state_dir.write_system_prompt(text)).transpose()?;
         if let Some(file) = &prompt_file {
@@ -42,14 +79,23 @@ impl Host {
         let seeder = Seeder { home: &config.home, workdir: &config.workdir, env: &env };
         seeder.seed(profile)?;
         if let Some((text, file)) = prompt.zip(prompt_file.as_ref()) {
-            argv.extend(seeder.system_prompt(&profile.system_prompt, text, file)?);
+            argv.extend(seeder.system_prompt(told, text, file)?);
         }
-        for (name, args) in &profile.args_with_env {
+        for (name, args) in args_with_env {
             if let Some(value) = env.get(name).filter(|value| !value.is_empty()) {
                 argv.extend(args.iter().map(|arg| arg.replace("{{value}}", value)));
             }
         }
-        argv.extend(self.mcp.prepare(&profile.mcp, &seeder, &config.state_dir)?);
+        argv.extend(self.mcp.prepare(servers, &seeder, &config.state_dir)?);
+        if config.transport == Transport::Acp {
+            let command = Command { argv, env, workdir: config.workdir.clone() };
+            let (connection, listening) = acp::Connection::start(&command)?;
+            let resume = if wanted.acp_session.is_some() { Resume::Asked } else { Resume::Allowed };
+            let Wanted { system_prompt, acp_session: earlier, generation, .. } = wanted;
+            let opening = Opening { generation, system_prompt, earlier };
+            let greeting = Greeting { connection: Arc::clone(&connection), listening, opening };
+            return Ok(Started { agent: Agent::Acp(connection), resume, greeting: Some(greeting) });
+        }
         let mut asked = Resume::Allowed;
         if let Some(resume) = &profile.resume
             && wanted.may_resume
@@ -59,6 +105,6 @@ impl Host {
             asked = Resume::Asked;
         }
         let process = AgentProcess::start(&Command { argv, env, workdir: config.workdir.clone() }, dirty)?;
-        Ok((process, asked))
+        Ok(Started { agent: Agent::Pty(Arc::new(process)), resume: asked, greeting: None })
     }
 }

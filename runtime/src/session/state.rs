@@ -55,6 +55,9 @@ pub(super) struct State {
     /// Whether the next agent process goes on with the conversation.
     #[serde(default)]
     pub resume: Resume,
+    /// With ACP: the agent's own id of its session.
+    #[serde(default)]
+    pub acp_session: Option<String>,
 }
 
 /// Whether a restarted agent is asked to go on with its conversation.
@@ -80,6 +83,7 @@ impl State {
             initial_prompt: None,
             prompt_progress: PromptState::None,
             resume: Resume::Allowed,
+            acp_session: None,
         }
     }
 }

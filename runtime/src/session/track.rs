@@ -10,6 +10,7 @@ use super::{
     events::{Body, Status},
     format::{self, Look},
     host::{Host, Inner},
+    transport::{Agent, Transport},
 };
 
 impl Host {
@@ -33,7 +34,7 @@ impl Host {
     fn next_evaluation(&self) -> Option<Instant> {
         let inner = self.lock();
         // Otherwise only a change of the screen, or the end of what is being done, can change anything.
-        if inner.status == Status::Stable || inner.process.is_none() {
+        if inner.status == Status::Stable || inner.agent.is_none() || self.config.transport == Transport::Acp {
             None
         } else if !inner.agent_ready {
             (inner.look == Look::Waiting).then(|| inner.last_change + self.profile.input.ready_settle())
@@ -45,10 +46,13 @@ impl Host {
     }
 
     fn snapshot(&self) {
+        if self.config.transport == Transport::Acp {
+            return self.take_reply(&mut self.lock());
+        }
         let Ok(process) = self.process() else { return };
         let frame = process.frame();
         let mut inner = self.lock();
-        if !inner.process.as_ref().is_some_and(|current| Arc::ptr_eq(current, &process)) {
+        if !matches!(&inner.agent, Some(Agent::Pty(current)) if Arc::ptr_eq(current, &process)) {
             return;
         }
         let changed = self.frames.borrow().lines != frame.lines;
@@ -85,8 +89,15 @@ impl Host {
     /// Works out readiness and status, and tells about changes.
     pub(super) fn refresh(&self, inner: &mut Inner) {
         let quiet = inner.last_change.elapsed();
-        let alive = inner.process.is_some();
-        if alive && !inner.agent_ready && inner.look == Look::Waiting && quiet >= self.profile.input.ready_settle() {
+        let alive = inner.agent.is_some();
+        // An agent that speaks ACP says when it is done; nothing has to be guessed from how quiet it is.
+        let says_so = self.config.transport == Transport::Acp;
+        if alive
+            && !says_so
+            && !inner.agent_ready
+            && inner.look == Look::Waiting
+            && quiet >= self.profile.input.ready_settle()
+        {
             inner.agent_ready = true;
             self.ready.send_replace(true);
         }
@@ -99,7 +110,7 @@ impl Host {
             && inner.look != Look::Working
             && !inner.sending
             && !inner.prompt_state.is_open()
-            && (idle || quiet >= self.config.timing.stable);
+            && (says_so || idle || quiet >= self.config.timing.stable);
         if stable {
             let settled = inner.conversation.settle((self.config.now)());
             self.publish_message(inner, settled);

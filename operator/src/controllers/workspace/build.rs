@@ -187,6 +187,8 @@ fn environment(workspace: &Workspace, surroundings: &Surroundings) -> Vec<EnvVar
         plain(env::LISTEN, format!("0.0.0.0:{}", names::SESSION_PORT)),
         plain(env::AGENT_TYPE, agent.r#type.as_str().into()),
         plain(env::TRANSPORT, agent.transport.as_str().into()),
+        plain(env::PERMISSIONS, agent.permissions.default.as_str().into()),
+        plain(env::PERMISSION_TIMEOUT, agent.permissions.timeout.clone()),
         plain(env::SESSION_PUBLIC_KEY, surroundings.session_public_keys.join(",")),
         plain(env::RUNTIME_INTERNAL_URL, surroundings.runtime_internal_url.clone()),
         plain(env::STATE_DIR, STATE.into()),

@@ -150,7 +150,7 @@ fn over(session: &Session) -> Problem {
 }
 
 /// The session, once it is past its start; records that it is in use.
-async fn settled(app: &App, caller: &Caller, id: Uuid) -> Result<Session, Problem> {
+pub(super) async fn settled(app: &App, caller: &Caller, id: Uuid) -> Result<Session, Problem> {
     let began = Instant::now();
     loop {
         let mut tx = app.store.tenant_tx(&caller.scope()).await?;
@@ -169,7 +169,7 @@ async fn settled(app: &App, caller: &Caller, id: Uuid) -> Result<Session, Proble
     }
 }
 
-struct Ask<'a> {
+pub(super) struct Ask<'a> {
     method: Method,
     path: &'a str,
     body: Option<(Body, usize)>,
@@ -177,13 +177,18 @@ struct Ask<'a> {
 }
 
 impl<'a> Ask<'a> {
-    fn get(path: &'a str) -> Self {
+    pub(super) fn get(path: &'a str) -> Self {
         Self { method: Method::GET, path, body: None, timeout: READ_TIMEOUT }
+    }
+
+    /// A short JSON body, whose type and length the headers say.
+    pub(super) fn post(path: &'a str, body: Body) -> Self {
+        Self { method: Method::POST, path, body: Some((body, MAX_JSON_BYTES)), timeout: READ_TIMEOUT }
     }
 }
 
 /// The pod of a session that has one.
-fn target(session: &Session) -> Result<Target<'_>, Problem> {
+pub(super) fn target(session: &Session) -> Result<Target<'_>, Problem> {
     if session.phase != Phase::Running {
         return Err(over(session));
     }
@@ -193,7 +198,7 @@ fn target(session: &Session) -> Result<Target<'_>, Problem> {
     }
 }
 
-async fn ask(app: &App, target: Target<'_>, headers: &HeaderMap, ask: Ask<'_>) -> Result<Response, Problem> {
+pub(super) async fn ask(app: &App, target: Target<'_>, headers: &HeaderMap, ask: Ask<'_>) -> Result<Response, Problem> {
     let Ask { method, path, body, timeout } = ask;
     forward(app, Call { target, method, path, headers, body, timeout }).await
 }
@@ -298,7 +303,7 @@ pub async fn message(
         ("Last-Event-ID" = Option<String>, Header, description = "Id of the last event that was seen."),
     ),
     responses(
-        (status = 200, description = "`message_update`, `status_change` and `agent_error` events.", body = String,
+        (status = 200, description = "`message_update`, `status_change`, `permission`, `permission_resolved` and `agent_error` events.", body = String,
          content_type = "text/event-stream"),
         (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, body = ProblemBody, content_type = "application/problem+json"),

@@ -6,6 +6,7 @@ pub mod create_session;
 mod deed;
 pub mod mcp;
 pub mod oauth;
+pub mod permissions;
 pub mod prompts;
 pub mod sessions;
 pub mod workspaces;

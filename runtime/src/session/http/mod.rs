@@ -1,5 +1,6 @@
 //! HTTP side of a session host: the coder/agentapi contract and the host's own `/internal` routes.
 
+mod permissions;
 mod problem;
 mod requests;
 mod streams;
@@ -53,6 +54,9 @@ pub(super) fn router(host: Arc<Host>, verifier: Option<Verifier>, closing: Cance
         .route("/messages", get(requests::messages))
         .route("/message", post(requests::message))
         .route("/upload", post(upload::upload))
+        .route("/permissions", get(permissions::list))
+        .route("/permission", post(permissions::answer))
+        .route("/cancel", post(permissions::cancel))
         .route("/events", get(streams::events))
         .route("/internal/screen", get(streams::screen))
         .route("/internal/claim", post(requests::claim))

@@ -13,7 +13,9 @@ use crate::session::{claim::Claim, claiming::ClaimRefused, pty::PtyError, send::
 const MAX_JSON_BYTES: usize = 1024 * 1024;
 
 pub(super) async fn status(State(app): State<App>) -> Json<Value> {
-    Json(json!({ "status": app.host.status(), "agent_type": app.host.agent_type(), "transport": "pty" }))
+    Json(
+        json!({ "status": app.host.status(), "agent_type": app.host.agent_type(), "transport": app.host.config.transport.to_string() }),
+    )
 }
 
 pub(super) async fn messages(State(app): State<App>) -> Json<Value> {
@@ -135,7 +137,7 @@ pub(super) async fn notice(State(app): State<App>, body: Body) -> Result<Json<Va
     Ok(Json(json!({ "ok": true })))
 }
 
-async fn parse<T: DeserializeOwned>(body: Body) -> Result<T, Problem> {
+pub(super) async fn parse<T: DeserializeOwned>(body: Body) -> Result<T, Problem> {
     let mut stream = body.into_data_stream();
     let (mut bytes, mut size) = (Vec::new(), 0);
     while let Some(chunk) = stream.next().await {
@@ -171,6 +173,11 @@ fn send_problem(error: SendError) -> Problem {
     }
 }
 
-fn pty_problem(error: &PtyError) -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "agent-unavailable", error)
+pub(super) fn pty_problem(error: &PtyError) -> Problem {
+    match error {
+        PtyError::NoTerminal => Problem::new(StatusCode::CONFLICT, "no-terminal", error),
+        PtyError::Start { .. } | PtyError::Input => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "agent-unavailable", error)
+        }
+    }
 }

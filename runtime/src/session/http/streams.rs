@@ -14,8 +14,8 @@ use futures::Stream;
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::App;
-use crate::session::{events::Body, host::Host};
+use super::{App, requests::pty_problem};
+use crate::session::{events::Body, host::Host, pty::PtyError, transport::Transport};
 
 /// A comment keeps the connection alive through proxies.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -28,6 +28,9 @@ pub(super) async fn events(State(app): State<App>, headers: HeaderMap) -> Respon
 }
 
 pub(super) async fn screen(State(app): State<App>) -> Response {
+    if app.host.config.transport == Transport::Acp {
+        return pty_problem(&PtyError::NoTerminal).into_response();
+    }
     stream(screen_stream(app))
 }
 
