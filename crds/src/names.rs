@@ -211,6 +211,11 @@ pub fn session_secret(pod: &str) -> String {
     format!("{pod}-session")
 }
 
+/// Volume claim of a session's [`crate::pod::DATA_VOLUME`], named after its pod as Kubernetes names it for a warm one.
+pub fn session_volume(pod: &str) -> String {
+    format!("{pod}-{}", crate::pod::DATA_VOLUME)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,6 +8,10 @@ use std::collections::BTreeMap;
 /// Name of the volume that holds the session's Secret; the template carries a placeholder.
 pub const SESSION_VOLUME: &str = "session";
 
+/// Name of the volume with what a session keeps while it is suspended. In the template it is made with each pod and goes
+/// with it; who suspends the session takes it over from the pod.
+pub const DATA_VOLUME: &str = "data";
+
 /// A pod called `name` in pool `pool` ([`names::POOL_WARM`] or [`names::POOL_COLD`]), made from `template`.
 /// It mounts the Secret [`names::session_secret`] of its own name, which may appear later.
 pub fn instantiate(template: &PodTemplate, name: &str, pool: &str) -> Pod {

@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
     validation = ("self.metadata.name.matches('^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$')", "a Workspace's name is 1 to 40 characters of a-z, 0-9 and -, starting with a letter, for example web")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!has(self.suspend) || !has(self.idleTimeout) || duration(self.suspend.idleAfter) < duration(self.idleTimeout)", "suspend.idleAfter must be shorter than idleTimeout: a session is suspended first and ends later"))]
 #[x_kube(validation = ("self.warmPool <= self.maxSessions", "warmPool can't be larger than maxSessions; lower warmPool or raise maxSessions"))]
 pub struct WorkspaceSpec {
     /// The Organization that this Workspace belongs to; it can't be changed.
@@ -48,6 +49,11 @@ pub struct WorkspaceSpec {
     #[schemars(length(max = 16))]
     #[x_kube(validation = ("self.matches('^([0-9]+(s|m|h))+$') && duration(self) >= duration('10s')", "idleTimeout is a duration of at least 10s, written like 30m or 1h30m"))]
     pub idle_timeout: Option<String>,
+
+    /// Give up the pods of sessions that nobody uses and keep what these hold, until somebody uses them again. Left out: a
+    /// session has its pod until it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspend: Option<Suspend>,
 
     /// A session older than this ends, for example `8h`. Left out: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -229,6 +235,29 @@ impl Transport {
             Self::Acp => "acp",
         }
     }
+}
+
+/// When a session is suspended, and the volume on which it is kept.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Suspend {
+    /// A session without a request for this long, whose agent is not at work, is suspended, for example `10m`.
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = ("self.matches('^([0-9]+(s|m|h))+$') && duration(self) >= duration('10s')", "idleAfter is a duration of at least 10s, written like 10m or 1h30m"))]
+    pub idle_after: String,
+    /// Size of each session's volume: its agent's home, its conversation and, without `storage`, its working folder. It
+    /// counts against the Organization's `quota.storage` until the session ends.
+    #[serde(default = "default_suspend_size")]
+    #[x_kube(validation = ("isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))", "size is a quantity above zero, for example 2Gi"))]
+    pub size: Quantity,
+    /// StorageClass. Left out: the cluster's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
+}
+
+fn default_suspend_size() -> Quantity {
+    Quantity("2Gi".into())
 }
 
 /// One volume for the working folders of all sessions of a Workspace.

@@ -279,11 +279,13 @@ pub async fn active_policy_generation(pool: &PgPool, id: Uuid) -> Result<Option<
 
 /// How many sessions have not ended, by organization.
 pub async fn live_sessions(pool: &PgPool) -> Result<HashMap<Uuid, i64>> {
-    sqlx::query_as("select org_id, count(*) from sessions where ended_at is null group by org_id")
-        .fetch_all(pool)
-        .await
-        .map(|rows: Vec<(Uuid, i64)>| rows.into_iter().collect())
-        .map_err(failed("count sessions"))
+    sqlx::query_as(
+        "select org_id, count(*) from sessions where ended_at is null and phase <> 'Suspended' group by org_id",
+    )
+    .fetch_all(pool)
+    .await
+    .map(|rows: Vec<(Uuid, i64)>| rows.into_iter().collect())
+    .map_err(failed("count sessions"))
 }
 
 /// A live organization as Postgres has it.

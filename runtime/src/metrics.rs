@@ -90,7 +90,7 @@ impl Metrics {
             jwks_fetches: counter("agentapi_jwks_fetches_total", "Fetches of signing keys by result.", &["result"])?,
             pod_acquisitions: counter(
                 "agentapi_pod_acquisitions_total",
-                "Pods taken for sessions: warm, cold, or conflict when another replica was faster.",
+                "Pods taken for sessions: warm, cold, woken, or conflict when another replica was faster.",
                 &["kind"],
             )?,
             claim_seconds: histogram(

@@ -151,7 +151,7 @@ async fn warm_pods_are_claimed_once_and_the_rest_are_made() -> Result<()> {
 
     for request in &requests {
         eventually("the session's things are gone", SOON, async || {
-            let gone = room.pods.release(&room.organization, request.session).await?;
+            let gone = room.pods.release(&room.organization, request.session, None).await?;
             Ok(if gone { Ok(()) } else { Err("not yet".to_owned()) })
         })
         .await?;

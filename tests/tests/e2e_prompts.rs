@@ -45,6 +45,18 @@ async fn in_use(cluster: &Cluster, namespace: &str, name: &str) {
     .unwrap();
 }
 
+/// All pods of `web` that wait were told the text of this digest.
+async fn prepared(cluster: &Cluster, digest: &Value) {
+    eventually("the pods that wait know the prompt", READY, async || {
+        let pods = cluster.list("pods", "agentapi-acme", "agentapi.dev/pool=warm,agentapi.dev/workspace=web")?;
+        let told = |pod: &Value| pod["metadata"]["annotations"]["agentapi.dev/prompt-digest"] == *digest;
+        let all = !pods.is_empty() && pods.iter().all(told);
+        Ok(if all { Ok(()) } else { Err(format!("{} pods", pods.len())) })
+    })
+    .await
+    .unwrap();
+}
+
 async fn session(api: &Api, workspace: &str) -> Value {
     let body = api.post("/v1/sessions", &json!({ "workspace": workspace })).await.unwrap().expect(201).unwrap();
     api.stable(body["id"].as_str().unwrap(), READY).await.unwrap();
@@ -85,11 +97,17 @@ async fn the_model_is_told_what_the_policies_say() {
     gina.end_all().await.unwrap();
     let model = cluster.port_forward("agentapi-demo", "svc/fake-model", 8000).unwrap();
 
-    // A warm pod's agent was started before anybody knew what to tell it; a cold one's was not.
+    // The agent of a pod that waits knows what its workspace is told, and is not started again for a session.
+    let preview = alice.post("/v1/prompts/preview", &json!({"workspace": "web"})).await.unwrap().expect(200).unwrap();
+    prepared(&cluster, &preview["digest"]).await;
     let warm = session(&alice, "web").await;
+    let mine = format!("agentapi.dev/session={}", warm["id"].as_str().unwrap());
+    let pods = cluster.list("pods", "agentapi-acme", &mine).unwrap();
+    let log = cluster.kubectl(&["-n", "agentapi-acme", "logs", pods[0]["metadata"]["name"].as_str().unwrap()]).unwrap();
+    let claimed = log.lines().skip_while(|line| !line.contains("\"claimed\"")).collect::<Vec<_>>();
+    assert!(!claimed.is_empty() && !claimed.iter().any(|line| line.contains("agent started")), "{log}");
     let seen = told(&model, &alice, &warm, "first warm words").await;
     assert!(seen.contains(ACME), "{seen}");
-    let preview = alice.post("/v1/prompts/preview", &json!({"workspace": "web"})).await.unwrap().expect(200).unwrap();
     assert_eq!(preview["digest"], warm["promptDigest"]);
     let cold = session(&gina, "research").await;
     let seen = told(&model, &gina, &cold, "first cold words").await;

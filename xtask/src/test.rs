@@ -167,6 +167,12 @@ enum Bench {
         #[arg(long, default_value_t = 30)]
         runs: usize,
     },
+    /// From a message for a suspended session to an agent that has it, on the running cluster; half a minute each.
+    Wake {
+        /// How often.
+        #[arg(long, default_value_t = 10)]
+        runs: usize,
+    },
     /// What one organization's flood does to another's latency: real Postgres, two replicas, no cluster; about a minute.
     Fairness {
         /// Fail when the flood changes the other's p99 by more than this factor.
@@ -184,6 +190,12 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
             let runs = runs.to_string();
             let words = ["run", "--quiet", "-p", "agentapi-tests", "--bin", "session-bench", "--", "--runs", &runs];
             cargo("session create to agent ready", &words, &[("KUBECONFIG", paths::kubeconfig()?)])
+        }
+        Bench::Wake { runs } => {
+            let runs = runs.to_string();
+            let words =
+                ["run", "--quiet", "-p", "agentapi-tests", "--bin", "session-bench", "--", "--wake", "--runs", &runs];
+            cargo("a message to a suspended session", &words, &[("KUBECONFIG", paths::kubeconfig()?)])
         }
         Bench::Fairness { max_ratio } => {
             let mut words = vec!["bench", "-p", "agentapi-tests", "--bench", "fairness", "--"];

@@ -19,6 +19,10 @@ pub mod action {
     pub const SESSION_DELETE: &str = "session.delete";
     /// A session has failed.
     pub const SESSION_FAIL: &str = "session.fail";
+    /// Nobody used a session: its pod was given up.
+    pub const SESSION_SUSPEND: &str = "session.suspend";
+    /// A suspended session gets a pod again.
+    pub const SESSION_WAKE: &str = "session.wake";
     /// A message goes to the agent. Written before the agent gets it, so that none is unrecorded.
     pub const SESSION_MESSAGE: &str = "session.message";
     /// The message of the same request was refused, or nobody knows.

@@ -44,6 +44,8 @@ const TABLE: &[(&str, Class, Activity, Severity, bool)] = &[
     (action::SESSION_CREATE, ApiActivity, CREATE, Informational, true),
     (action::SESSION_DELETE, ApiActivity, DELETE, Informational, true),
     (action::SESSION_FAIL, ApiActivity, UPDATE, Low, false),
+    (action::SESSION_SUSPEND, ApiActivity, UPDATE, Informational, true),
+    (action::SESSION_WAKE, ApiActivity, UPDATE, Informational, true),
     (action::SESSION_MESSAGE, ApiActivity, UPDATE, Informational, true),
     (action::SESSION_MESSAGE_FAIL, ApiActivity, UPDATE, Low, false),
     (action::SESSION_UPLOAD, ApiActivity, UPDATE, Informational, true),

@@ -71,10 +71,15 @@ impl Lifecycle {
 
     /// Deletes what is left of a Terminating session, and marks it as Ended once nothing is. True: it has ended.
     pub(super) async fn end_step(&self, organization: &Organization, session: Uuid) -> Result<bool, LifecycleError> {
-        if !self.pods.release(&organization.slug, session).await? {
+        let scope = TenantScope::system(organization);
+        let mut tx = self.store.tenant_tx(&scope).await?;
+        // A suspended session has no pod, and what is kept of it is named after the one that it had.
+        let pod = tx.session(session).await?.and_then(|session| session.pod_name);
+        tx.commit().await?;
+        if !self.pods.release(&organization.slug, session, pod.as_deref()).await? {
             return Ok(false);
         }
-        let mut tx = self.store.tenant_tx(&TenantScope::system(organization)).await?;
+        let mut tx = self.store.tenant_tx(&scope).await?;
         tx.session_ended(session).await?;
         tx.commit().await?;
         Ok(true)

@@ -7,6 +7,8 @@ mod end;
 mod keys;
 pub mod reconciler;
 mod start;
+mod suspend;
+mod wake;
 mod warm;
 
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 pub use start::Launch;
+pub use wake::Woken;
 
 /// A replica that works on a session says so this often.
 const HEARTBEAT: Duration = Duration::from_secs(3);
@@ -129,7 +132,7 @@ impl Lifecycle {
             Err(store_error) => tracing::error!(%session, error, %store_error, "cannot mark the session as failed"),
         }
         // If this fails, the reconciler finds a pod whose session is over.
-        if let Err(error) = self.pods.release(&organization.slug, session).await {
+        if let Err(error) = self.let_go(organization, session).await {
             tracing::warn!(%session, %error, "cannot delete the failed session's pod yet");
         }
     }

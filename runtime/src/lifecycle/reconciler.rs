@@ -77,8 +77,7 @@ async fn lead(lifecycle: &Lifecycle, current: Option<Leadership>) -> Option<Lead
 }
 
 async fn round(lifecycle: &Arc<Lifecycle>, memory: &mut Memory) -> Result<(), LifecycleError> {
-    let mut per_phase: BTreeMap<&str, i64> =
-        [Phase::Pending, Phase::Starting, Phase::Running, Phase::Terminating].map(|phase| (phase.as_str(), 0)).into();
+    let mut per_phase: BTreeMap<&str, i64> = Phase::UNFINISHED.map(|phase| (phase.as_str(), 0)).into();
     let mut draining = lifecycle.store.draining().await?;
     let mut next = Memory::default();
     for organization in lifecycle.store.organizations().await? {
@@ -127,7 +126,9 @@ async fn tenant(
     for session in &sessions {
         let pod = by_session.remove(&session.id);
         let rekeyed = lifecycle.keep_keys(organization, session, pod.as_ref(), memory.renewed.get(&session.id)).await;
-        if drained && session.phase != Phase::Terminating {
+        // Nobody can wake it any more.
+        let useless = next.draining.is_some() && session.phase == Phase::Suspended;
+        if useless || drained && session.phase != Phase::Terminating {
             let (scope, origin) = (TenantScope::system(organization), Origin::system("sessions"));
             lifecycle.end(&scope, organization, session.id, "organization-deleted", &origin).await?;
         } else {
@@ -144,7 +145,7 @@ async fn tenant(
         let rounds = memory.orphans.get(&session).copied().unwrap_or(0) + 1;
         if rounds > ORPHAN_ROUNDS {
             tracing::warn!(%session, pod = pod.name, "deleting a pod whose session is over");
-            lifecycle.pods.release(&organization.slug, session).await?;
+            lifecycle.pods.release(&organization.slug, session, Some(&pod.name)).await?;
         }
         next.orphans.insert(session, rounds);
     }
@@ -171,12 +172,18 @@ async fn session_step(
         }
         (Phase::Starting, Some(pod)) if abandoned => {
             tracing::info!(session = %session.id, "taking over the start of a session");
-            lifecycle.resume(Arc::clone(organization), session.id, pod);
+            lifecycle.resume(Arc::clone(organization), session, pod);
+        }
+        (Phase::Starting, None) if abandoned && session.was_suspended => {
+            let why = "the server that was waking the session stopped; the next message wakes it";
+            lifecycle.asleep_again(organization, session.id, why).await;
         }
         (Phase::Starting, None) if abandoned => {
             let why = "the session's pod is gone";
             lifecycle.fail(organization, session.id, "pod-lost", why).await;
         }
+        (Phase::Suspending, _) if abandoned => lifecycle.finish_suspend(Arc::clone(organization), session.id),
+        (Phase::Suspended, pod) => suspended_step(lifecycle, organization, session, pod).await?,
         (Phase::Running, pod) => running_step(lifecycle, organization, session, pod).await?,
         _ => {}
     }
@@ -189,7 +196,7 @@ async fn running_step(
     session: &Session,
     pod: Option<Pod>,
 ) -> Result<(), LifecycleError> {
-    let lost = match pod.map(|pod| pod.state) {
+    let lost = match pod.as_ref().map(|pod| pod.state.clone()) {
         None | Some(PodState::Terminating) => Some("the session's pod was deleted by somebody else".to_owned()),
         Some(PodState::Failed(why)) => Some(why),
         Some(PodState::Running(ip)) if session.pod_ip.as_ref() != Some(&ip) => {
@@ -205,16 +212,59 @@ async fn running_step(
         lifecycle.fail(organization, session.id, "pod-lost", &why).await;
         return Ok(());
     }
+    if let Some(reason) = had_its_time(session) {
+        return end(lifecycle, organization, session, reason).await;
+    }
+    let idle = session.suspend_after.as_deref().and_then(parse_duration);
+    if let Some((idle, pod)) = idle.filter(|idle| session.idle_seconds > idle.as_secs_f64()).zip(pod) {
+        lifecycle.suspend(organization, session, &pod, idle).await?;
+    }
+    Ok(())
+}
+
+/// A suspended session ends when its time is over, as one that runs does.
+async fn suspended_step(
+    lifecycle: &Arc<Lifecycle>,
+    organization: &Arc<Organization>,
+    session: &Session,
+    pod: Option<Pod>,
+) -> Result<(), LifecycleError> {
+    if session.workspace_deleted {
+        return end(lifecycle, organization, session, "workspace-deleted").await;
+    }
+    if let Some(reason) = had_its_time(session) {
+        return end(lifecycle, organization, session, reason).await;
+    }
+    if pod.is_none() {
+        return Ok(());
+    }
+    // A replica that was slow made one after others had given the wake up. Through the phase, so that nobody wakes the
+    // session while its pod goes.
+    let mut tx = lifecycle.store.tenant_tx(&TenantScope::system(organization)).await?;
+    let mine = tx.session_suspending_again(session.id, None).await?;
+    tx.commit().await?;
+    if mine {
+        lifecycle.finish_suspend(Arc::clone(organization), session.id);
+    }
+    Ok(())
+}
+
+fn had_its_time(session: &Session) -> Option<&'static str> {
     let over = |limit: &Option<String>, seconds: f64| {
         limit.as_deref().and_then(parse_duration).is_some_and(|limit| seconds > limit.as_secs_f64())
     };
-    let reason = if over(&session.ttl, session.age_seconds) {
-        "ttl"
-    } else if over(&session.idle_timeout, session.idle_seconds) {
-        "idle"
-    } else {
-        return Ok(());
-    };
+    if over(&session.ttl, session.age_seconds) {
+        return Some("ttl");
+    }
+    over(&session.idle_timeout, session.idle_seconds).then_some("idle")
+}
+
+async fn end(
+    lifecycle: &Arc<Lifecycle>,
+    organization: &Arc<Organization>,
+    session: &Session,
+    reason: &'static str,
+) -> Result<(), LifecycleError> {
     let (scope, origin) = (TenantScope::system(organization), Origin::system("sessions"));
     lifecycle.end(&scope, organization, session.id, reason, &origin).await?;
     Ok(())

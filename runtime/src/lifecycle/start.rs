@@ -18,6 +18,7 @@ use crate::pods::agent::{AgentError, Target};
 use crate::pods::{Pod, PodError, PodKind, PodRequest, PodState, Shortage};
 use crate::store::TenantScope;
 use crate::store::identity::Organization;
+use crate::store::sessions::Session;
 
 /// How often a starting pod is asked whether it listens and is ready.
 const POLL: Duration = Duration::from_millis(50);
@@ -36,6 +37,7 @@ macro_rules! patiently {
         }
     };
 }
+pub(super) use patiently;
 
 /// Tells whether the cluster has room for a pod.
 type Teller = oneshot::Sender<Result<(), Shortage>>;
@@ -65,7 +67,7 @@ impl Lifecycle {
         self.tasks.spawn(async move {
             let (organization, session) = (Arc::clone(&launch.organization), launch.session);
             let mut tell = Some(tell);
-            let work = lifecycle.start(launch, &mut tell);
+            let work = Box::pin(lifecycle.start(launch, &mut tell));
             let failure = lifecycle.watch_over(&organization, session, work).await;
             if let (Some(tell), Some(LifecycleError::Pods(PodError::QuotaExceeded(shortage)))) = (tell, failure) {
                 // Who asked may have gone.
@@ -76,21 +78,25 @@ impl Lifecycle {
     }
 
     /// Finishes the start of a session whose pod has all it needs, in the background.
-    pub(super) fn resume(self: &Arc<Self>, organization: Arc<Organization>, session: Uuid, pod: Pod) {
-        let lifecycle = Arc::clone(self);
+    pub(super) fn resume(self: &Arc<Self>, organization: Arc<Organization>, session: &Session, pod: Pod) {
+        let (lifecycle, id, was_suspended) = (Arc::clone(self), session.id, session.was_suspended);
         self.tasks.spawn(async move {
-            let work = lifecycle.await_ready(&organization, session, pod, Instant::now());
-            lifecycle.watch_over(&organization, session, work).await;
+            let work = Box::pin(lifecycle.await_ready(&organization, id, pod, Instant::now()));
+            if !was_suspended {
+                lifecycle.watch_over(&organization, id, work).await;
+            } else if let Err(error) = lifecycle.with_heartbeat(&organization, id, work).await {
+                lifecycle.asleep_again(&organization, id, &error.to_string()).await;
+            }
         });
     }
 
-    /// Runs a start with a heartbeat and a deadline, and fails the session when it does not work out.
-    async fn watch_over(
+    /// Runs a start, and says all the time that somebody is at it.
+    pub(super) async fn with_heartbeat(
         &self,
         organization: &Organization,
         session: Uuid,
         work: impl Future<Output = Result<(), LifecycleError>>,
-    ) -> Option<LifecycleError> {
+    ) -> Result<(), LifecycleError> {
         let heartbeat = async {
             loop {
                 sleep(HEARTBEAT).await;
@@ -99,11 +105,20 @@ impl Lifecycle {
                 }
             }
         };
-        let outcome = tokio::select! {
+        tokio::select! {
             outcome = work => outcome,
             () = heartbeat => Ok(()),
-        };
-        let error = outcome.err()?;
+        }
+    }
+
+    /// The same, and fails the session when it does not work out.
+    async fn watch_over(
+        &self,
+        organization: &Organization,
+        session: Uuid,
+        work: impl Future<Output = Result<(), LifecycleError>>,
+    ) -> Option<LifecycleError> {
+        let error = self.with_heartbeat(organization, session, work).await.err()?;
         let reason = match &error {
             LifecycleError::Deadline(..) => "start-deadline",
             LifecycleError::PodLost(_) => "pod-lost",
@@ -141,7 +156,8 @@ impl Lifecycle {
                         // A warm pod that died between the list and the claim: let it go and take another.
                         Err(error @ (AgentError::Unreachable(_) | AgentError::Taken)) => {
                             tracing::warn!(%session, pod = pod.name, %error, "warm pod is of no use");
-                            patiently!(self, began, session, self.pods.release(&organization.slug, session))?;
+                            let (slug, dead) = (&organization.slug, Some(pod.name.as_str()));
+                            patiently!(self, began, session, self.pods.release(slug, session, dead))?;
                             self.check_deadline(began, "a usable warm pod")?;
                             sleep(SLOW_POLL).await;
                         }
@@ -156,14 +172,18 @@ impl Lifecycle {
         }
         if !patiently!(self, began, session, self.record_starting(&organization, session, &pod))? {
             // Deleted meanwhile; whoever did that may have looked before there was a pod.
-            self.pods.release(&organization.slug, session).await?;
-            return Ok(());
+            return self.let_go(&organization, session).await;
         }
         self.await_ready(&organization, session, pod, began).await
     }
 
     /// The cluster or the database is away: waits, unless the start's deadline is over.
-    async fn hold_on(&self, began: Instant, session: Uuid, error: &LifecycleError) -> Result<(), LifecycleError> {
+    pub(super) async fn hold_on(
+        &self,
+        began: Instant,
+        session: Uuid,
+        error: &LifecycleError,
+    ) -> Result<(), LifecycleError> {
         tracing::warn!(%session, %error, "a step of the session's start has to wait");
         self.check_deadline(began, &error.to_string())?;
         sleep(SLOW_POLL).await;
@@ -190,7 +210,7 @@ impl Lifecycle {
     }
 
     /// Waits for the container, then for the agent's first screen, then opens the session for messages.
-    async fn await_ready(
+    pub(super) async fn await_ready(
         &self,
         organization: &Organization,
         session: Uuid,
@@ -222,10 +242,9 @@ impl Lifecycle {
             };
             if known_ip.as_ref() != Some(&ip) {
                 if !patiently!(self, began, session, self.record_starting(organization, session, &pod))? {
-                    self.pods.release(&organization.slug, session).await?;
-                    return Ok(());
+                    return self.let_go(organization, session).await;
                 }
-                if kind == PodKind::Cold {
+                if kind != PodKind::Warm {
                     self.metrics.pod_claimed(kind.as_str(), began.elapsed());
                 }
                 known_ip = Some(ip.clone());

@@ -146,6 +146,38 @@ impl Agents {
         }
     }
 
+    /// Whether the agent waits for a message, as the pod itself says.
+    pub async fn is_stable(&self, target: Target<'_>) -> Result<bool, AgentError> {
+        #[derive(serde::Deserialize)]
+        struct Status {
+            status: String,
+        }
+        Ok(self.ask::<Status>(target, "/status").await?.is_some_and(|answer| answer.status == "stable"))
+    }
+
+    /// Whether the agent waits for a permission.
+    pub async fn asks(&self, target: Target<'_>) -> Result<bool, AgentError> {
+        #[derive(serde::Deserialize)]
+        struct Permissions {
+            permissions: Vec<serde::de::IgnoredAny>,
+        }
+        Ok(self.ask::<Permissions>(target, "/permissions").await?.is_none_or(|answer| !answer.permissions.is_empty()))
+    }
+
+    /// `None`: the pod does not say.
+    async fn ask<T: serde::de::DeserializeOwned>(
+        &self,
+        target: Target<'_>,
+        path: &str,
+    ) -> Result<Option<T>, AgentError> {
+        let call = self.request(target, Method::GET, path)?.timeout(READY_TIMEOUT);
+        let answer = call.send().await.map_err(AgentError::Unreachable)?;
+        if !answer.status().is_success() {
+            return Ok(None);
+        }
+        Ok(answer.json().await.ok())
+    }
+
     /// Whether the agent takes messages.
     pub async fn is_ready(&self, ip: &str) -> Result<bool, AgentError> {
         let call = self.http.get(address(ip, "/internal/ready")?).timeout(READY_TIMEOUT);

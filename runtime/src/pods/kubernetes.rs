@@ -1,7 +1,8 @@
 //! Session pods in a cluster. A warm pod is claimed with a patch that fails when somebody else was faster; a cold one
 //! is made from the workspace's PodTemplate, its Secret first. The API can write Secrets of a tenant namespace but
-//! never read them. May touch: pods, podtemplates and secrets of tenant namespaces.
+//! never read them. May touch: pods, podtemplates, secrets and volumes of sessions in tenant namespaces.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use agentapi_crds::names;
@@ -15,9 +16,11 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState, Rekey, Shortage, WaitingPod};
+use super::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState, Rekey, Shortage, WaitingPod, Wake};
 use crate::metrics::Metrics;
 
+#[path = "kubernetes_keeping.rs"]
+mod keeping;
 #[path = "kubernetes_objects.rs"]
 mod objects;
 
@@ -68,6 +71,7 @@ impl KubernetesPods {
         let existing = self.list(&request.organization, &mine).await?;
         if let Some(pod) = existing.iter().find(|pod| pod.metadata.deletion_timestamp.is_none()) {
             self.write_secret(request, pod).await?;
+            self.own(&request.organization, pod).await?;
             return Ok(objects::observed(pod));
         }
         if let Some(pod) = self.claim_warm(request).await? {
@@ -106,33 +110,50 @@ impl KubernetesPods {
         Ok(None)
     }
 
+    async fn template(&self, organization: &str, workspace: &str) -> Result<PodTemplate, PodError> {
+        let templates: Api<PodTemplate> = Api::namespaced(self.client.clone(), &names::tenant_namespace(organization));
+        match templates.get_opt(&names::pod_template(workspace)).await {
+            Ok(Some(template)) => Ok(template),
+            Ok(None) => Err(PodError::Refused(format!(
+                "workspace {workspace} is not ready: its pod template does not exist yet; see the Workspace's conditions"
+            ))),
+            Err(error) => Err(refused_or_away(error)),
+        }
+    }
+
     async fn create_cold(&self, request: &PodRequest) -> Result<KubePod, PodError> {
-        let templates: Api<PodTemplate> =
-            Api::namespaced(self.client.clone(), &names::tenant_namespace(&request.organization));
-        let template = match templates.get_opt(&names::pod_template(&request.workspace)).await {
-            Ok(Some(template)) => template,
-            Ok(None) => {
-                return Err(PodError::Refused(format!(
-                    "workspace {} is not ready: its pod template does not exist yet; see the Workspace's conditions",
-                    request.workspace
-                )));
-            }
-            Err(error) => return Err(refused_or_away(error)),
-        };
+        let organization = &request.organization;
+        let template = self.template(organization, &request.workspace).await?;
         let name = objects::cold_pod_name(request.session);
+        let (pod, volume) =
+            objects::cold_pod(&template, &name, request.session, &request.token_key).map_err(PodError::Refused)?;
         self.create_secret(request, &name, None).await?;
-        let pod = objects::cold_pod(&template, &name, request).map_err(PodError::Refused)?;
-        let api = self.pods(&request.organization);
-        let created = match api.create(&PostParams::default(), &pod).await {
-            Ok(created) => created,
-            Err(error) if is_code(&error, 409) => api.get(&name).await.map_err(refused_or_away)?,
-            Err(error) => {
-                self.delete_secret(&request.organization, &names::session_secret(&name)).await?;
-                return Err(refused_or_away(error));
+        let made = async {
+            if let Some(volume) = &volume {
+                self.create_volume(organization, volume).await?;
             }
+            self.create_pod(organization, &name, &pod).await
         };
-        self.own_secret(&request.organization, &created).await?;
-        Ok(created)
+        match made.await {
+            Ok(created) => {
+                self.own(organization, &created).await?;
+                Ok(created)
+            }
+            Err(error) => {
+                self.delete_secret(organization, &names::session_secret(&name)).await?;
+                self.delete_volume(organization, &names::session_volume(&name)).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn create_pod(&self, organization: &str, name: &str, pod: &KubePod) -> Result<KubePod, PodError> {
+        let api = self.pods(organization);
+        match api.create(&PostParams::default(), pod).await {
+            Ok(created) => Ok(created),
+            Err(error) if is_code(&error, 409) => api.get(name).await.map_err(refused_or_away),
+            Err(error) => Err(refused_or_away(error)),
+        }
     }
 
     /// For a pod that exists: its Secret belongs to it from the start.
@@ -153,16 +174,6 @@ impl KubernetesPods {
             Err(error) if is_code(&error, 409) => Ok(()),
             Err(error) => Err(refused_or_away(error)),
         }
-    }
-
-    async fn own_secret(&self, organization: &str, pod: &KubePod) -> Result<(), PodError> {
-        let Some(owner) = objects::owner(pod) else {
-            return Ok(());
-        };
-        let patch = json!({ "metadata": { "ownerReferences": [owner] } });
-        let name = names::session_secret(&pod.name_any());
-        let patched = self.secrets(organization).patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
-        patched.map(|_| ()).map_err(refused_or_away)
     }
 
     async fn patch_keys(&self, organization: &str, pod: &str, rekey: &Rekey) -> Result<(), PodError> {
@@ -230,27 +241,34 @@ impl KubernetesPods {
         patched.map(|_| ()).map_err(refused_or_away)
     }
 
-    async fn release_pods(&self, organization: &str, session: Uuid) -> Result<bool, PodError> {
-        // The Secret of a cold pod that was never made.
-        self.delete_secret(organization, &names::session_secret(&objects::cold_pod_name(session))).await?;
+    async fn release_pods(&self, organization: &str, session: Uuid, pod: Option<&str>) -> Result<bool, PodError> {
         let pods = self.list(organization, &format!("{}={session}", names::LABEL_SESSION)).await?;
-        let api = self.pods(organization);
+        // Also what belongs to a cold pod that was never made, and to one that is gone while its session was suspended.
+        let mut names: BTreeSet<String> = pods.iter().map(ResourceExt::name_any).collect();
+        names.insert(objects::cold_pod_name(session));
+        names.extend(pod.map(str::to_owned));
+        for name in &names {
+            self.delete_secret(organization, &names::session_secret(name)).await?;
+            self.delete_volume(organization, &names::session_volume(name)).await?;
+        }
         for pod in &pods {
-            let name = pod.name_any();
-            self.delete_secret(organization, &names::session_secret(&name)).await?;
-            if pod.metadata.deletion_timestamp.is_some() {
-                continue;
-            }
-            // The same name may already be another pod.
-            let same = Preconditions { uid: pod.uid(), resource_version: None };
-            let params = DeleteParams { preconditions: Some(same), ..DeleteParams::default() };
-            match api.delete(&name, &params).await {
-                Ok(_) => {}
-                Err(error) if is_code(&error, 404) || is_code(&error, 409) => {}
-                Err(error) => return Err(refused_or_away(error)),
-            }
+            self.delete_pod(organization, pod).await?;
         }
         Ok(pods.is_empty())
+    }
+
+    async fn delete_pod(&self, organization: &str, pod: &KubePod) -> Result<(), PodError> {
+        if pod.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        // The same name may already be another pod.
+        let same = Preconditions { uid: pod.uid(), resource_version: None };
+        let params = DeleteParams { preconditions: Some(same), ..DeleteParams::default() };
+        match self.pods(organization).delete(&pod.name_any(), &params).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_code(&error, 404) || is_code(&error, 409) => Ok(()),
+            Err(error) => Err(refused_or_away(error)),
+        }
     }
 
     /// Whether the API server answers.
@@ -308,7 +326,20 @@ impl PodBackend for KubernetesPods {
         Box::pin(self.annotate_prompt(organization, pod, digest))
     }
 
-    fn release<'a>(&'a self, organization: &'a str, session: Uuid) -> BoxFuture<'a, Result<bool, PodError>> {
-        Box::pin(self.release_pods(organization, session))
+    fn suspend<'a>(&'a self, organization: &'a str, session: Uuid) -> BoxFuture<'a, Result<bool, PodError>> {
+        Box::pin(self.suspend_pods(organization, session))
+    }
+
+    fn wake<'a>(&'a self, wake: &'a Wake) -> BoxFuture<'a, Result<Pod, PodError>> {
+        Box::pin(self.wake_pod(wake))
+    }
+
+    fn release<'a>(
+        &'a self,
+        organization: &'a str,
+        session: Uuid,
+        pod: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<bool, PodError>> {
+        Box::pin(self.release_pods(organization, session, pod))
     }
 }

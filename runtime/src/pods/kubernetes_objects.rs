@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use agentapi_crds::names;
-use agentapi_crds::pod::instantiate;
+use agentapi_crds::pod::{DATA_VOLUME, instantiate};
 use agentapi_prompts::compose;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{Pod as KubePod, PodTemplate, Secret};
+use k8s_openapi::api::core::v1::{
+    PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, Pod as KubePod, PodTemplate, Secret,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::ResourceExt;
 use secrecy::ExposeSecret;
@@ -24,15 +26,31 @@ pub(super) fn cold_pod_name(session: Uuid) -> String {
     format!("s-{}", session.simple())
 }
 
-/// The pod of a session, from its workspace's template.
-pub(super) fn cold_pod(template: &PodTemplate, name: &str, request: &PodRequest) -> Result<KubePod, String> {
+/// The pod of a session, from its workspace's template, and the volume that outlives it, where the workspace has such.
+pub(super) fn cold_pod(
+    template: &PodTemplate,
+    name: &str,
+    session: Uuid,
+    token_key: &str,
+) -> Result<(KubePod, Option<PersistentVolumeClaim>), String> {
     let mut pod = instantiate(template, name, names::POOL_COLD);
-    if pod.spec.is_none() {
-        return Err(format!("the pod template of workspace {} has no spec", request.workspace));
-    }
-    pod.labels_mut().insert(names::LABEL_SESSION.to_owned(), request.session.to_string());
-    pod.annotations_mut().insert(names::ANNOTATION_SESSION_TOKEN_KEY.to_owned(), request.token_key.clone());
-    Ok(pod)
+    let Some(spec) = &mut pod.spec else {
+        return Err(format!("the pod template {} has no spec", template.name_any()));
+    };
+    // Kubernetes would make the volume with the pod and bind the one's life to the other's. This pod may be the second
+    // with the volume, so it names it.
+    let data = spec.volumes.iter_mut().flatten().find(|volume| volume.name == DATA_VOLUME);
+    let claim = data.and_then(|volume| {
+        let claim = volume.ephemeral.take()?.volume_claim_template?;
+        let claim_name = names::session_volume(name);
+        volume.persistent_volume_claim =
+            Some(PersistentVolumeClaimVolumeSource { claim_name: claim_name.clone(), read_only: None });
+        let metadata = ObjectMeta { name: Some(claim_name), ..claim.metadata.unwrap_or_default() };
+        Some(PersistentVolumeClaim { metadata, spec: Some(claim.spec), status: None })
+    });
+    pod.labels_mut().insert(names::LABEL_SESSION.to_owned(), session.to_string());
+    pod.annotations_mut().insert(names::ANNOTATION_SESSION_TOKEN_KEY.to_owned(), token_key.to_owned());
+    Ok((pod, claim))
 }
 
 /// What the pod learns about its session, also after a container restart.
@@ -119,7 +137,13 @@ pub(super) fn observed(pod: &KubePod) -> Pod {
         state: state(pod),
         known_keys: says(names::ANNOTATION_SESSION_KEYS),
         token_key: says(names::ANNOTATION_SESSION_TOKEN_KEY),
+        keeps: volumes(pod).any(|name| name == DATA_VOLUME),
     }
+}
+
+fn volumes(pod: &KubePod) -> impl Iterator<Item = &str> {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.map(|volume| volume.name.as_str())
 }
 
 fn state(pod: &KubePod) -> PodState {

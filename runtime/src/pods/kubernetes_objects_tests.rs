@@ -43,7 +43,8 @@ fn pod(value: serde_json::Value) -> KubePod {
 fn a_cold_pod_mounts_its_own_secret_and_says_whose_it_is() {
     let request = request();
     let name = cold_pod_name(request.session);
-    let pod = cold_pod(&template(), &name, &request).unwrap();
+    let (pod, claim) = cold_pod(&template(), &name, request.session, "key-1").unwrap();
+    assert_eq!(claim, None);
     assert_eq!(pod.labels()[names::LABEL_POOL], names::POOL_COLD);
     assert_eq!(pod.labels()[names::LABEL_SESSION], request.session.to_string());
     assert_eq!(pod.labels()["x"], "y");
@@ -56,7 +57,7 @@ fn a_cold_pod_mounts_its_own_secret_and_says_whose_it_is() {
 #[test]
 fn the_environment_is_in_the_secret_and_not_in_the_pod() {
     let request = request();
-    let pod = cold_pod(&template(), "s-1", &request).unwrap();
+    let (pod, _) = cold_pod(&template(), "s-1", request.session, "key-1").unwrap();
     let shown = serde_json::to_string(&pod).unwrap();
     assert!(!shown.contains("hunter2") && !shown.contains("Be kind."), "{shown}");
     let secret = session_secret(&request, "s-1", None).unwrap();
@@ -70,8 +71,29 @@ fn the_environment_is_in_the_secret_and_not_in_the_pod() {
 
 #[test]
 fn a_template_without_spec_is_refused_with_a_reason() {
-    let error = cold_pod(&PodTemplate::default(), "s-1", &request()).unwrap_err();
+    let mut empty = PodTemplate::default();
+    empty.metadata.name = Some("ws-coding".into());
+    let error = cold_pod(&empty, "s-1", request().session, "key-1").unwrap_err();
     assert!(error.contains("coding"), "{error}");
+}
+
+#[test]
+fn a_pod_with_a_volume_that_outlives_it_names_the_volume() {
+    let mut template = template();
+    let spec = template.template.as_mut().unwrap().spec.as_mut().unwrap();
+    let data = json!({"name": "data", "ephemeral": {"volumeClaimTemplate": {
+        "metadata": {"labels": {"x": "y"}}, "spec": {"resources": {"requests": {"storage": "2Gi"}}}}}});
+    spec.volumes.as_mut().unwrap().push(serde_json::from_value(data).unwrap());
+    // A warm one leaves it to Kubernetes, which gives the volume the same name.
+    assert!(observed(&agentapi_crds::pod::instantiate(&template, "w-1", names::POOL_WARM)).keeps);
+    let (pod, claim) = cold_pod(&template, "w-1", request().session, "key-1").unwrap();
+    assert!(observed(&pod).keeps);
+    let claim = claim.unwrap();
+    assert_eq!((claim.name_any(), claim.labels()["x"].as_str()), ("w-1-data".to_owned(), "y"));
+    assert!(claim.spec.unwrap().resources.is_some());
+    let volume = pod.spec.unwrap().volumes.unwrap().into_iter().find(|it| it.name == "data").unwrap();
+    assert_eq!(volume.ephemeral, None);
+    assert_eq!(volume.persistent_volume_claim.unwrap().claim_name, "w-1-data");
 }
 
 #[test]

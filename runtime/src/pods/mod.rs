@@ -115,6 +115,20 @@ pub struct Rekey {
     pub public_keys: Vec<String>,
 }
 
+/// A suspended session that needs its pod again.
+pub struct Wake {
+    /// The session.
+    pub session: Uuid,
+    /// Organization slug.
+    pub organization: String,
+    /// Workspace name.
+    pub workspace: String,
+    /// Name of its pod, which is also that of its next one: there are never two that write to its volume.
+    pub pod: String,
+    /// Keys as they are now.
+    pub rekey: Rekey,
+}
+
 /// How a pod came to a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PodKind {
@@ -122,6 +136,8 @@ pub enum PodKind {
     Warm,
     /// It was made for this session.
     Cold,
+    /// It was made for this session after a pause.
+    Woken,
 }
 
 impl PodKind {
@@ -130,6 +146,7 @@ impl PodKind {
         match self {
             Self::Warm => "warm",
             Self::Cold => "cold",
+            Self::Woken => "woken",
         }
     }
 }
@@ -147,6 +164,8 @@ pub struct Pod {
     pub known_keys: String,
     /// Id of the key that signed its session token, as far as that is known.
     pub token_key: String,
+    /// What the session holds is on a volume that can outlive the pod.
+    pub keeps: bool,
 }
 
 /// What a pod is doing.
@@ -228,8 +247,20 @@ pub trait PodBackend: Send + Sync + 'static {
         digest: &'a str,
     ) -> BoxFuture<'a, Result<(), PodError>>;
 
-    /// Deletes the session's pods and Secrets. True: they are gone; false: on their way out.
-    fn release<'a>(&'a self, organization: &'a str, session: Uuid) -> BoxFuture<'a, Result<bool, PodError>>;
+    /// Deletes the session's pods and keeps its volume and Secret. True: they are gone; false: on their way out.
+    fn suspend<'a>(&'a self, organization: &'a str, session: Uuid) -> BoxFuture<'a, Result<bool, PodError>>;
+
+    /// A pod for a suspended session, with its volume and Secret.
+    fn wake<'a>(&'a self, wake: &'a Wake) -> BoxFuture<'a, Result<Pod, PodError>>;
+
+    /// Deletes the session's pods, Secrets and volumes; `pod` is the one that it has or had, if that is known. True: they
+    /// are gone; false: on their way out.
+    fn release<'a>(
+        &'a self,
+        organization: &'a str,
+        session: Uuid,
+        pod: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<bool, PodError>>;
 }
 
 #[cfg(test)]

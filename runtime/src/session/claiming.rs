@@ -76,6 +76,18 @@ impl Host {
         Ok(())
     }
 
+    /// The state may outlive the pod, and the claim's environment is not for a disk: the mounted Secret has it, once it is
+    /// there, and the next process reads it from there.
+    pub(super) fn leave_claim_to_secret(&self) {
+        let Some(folder) = self.config.secret_dir.as_deref() else { return };
+        let mounted = Claim::from_secret_dir(folder).ok().flatten();
+        if mounted.is_some_and(|claim| Some(claim.session_id) == self.session_id())
+            && let Err(error) = self.state_dir.remove_claim()
+        {
+            tracing::warn!(%error, "the claim stays in the state folder");
+        }
+    }
+
     /// Takes another session token; the Secret has it too, for a container that restarts.
     pub(super) fn take_token(&self, token: SecretString) {
         self.lock().token = Some(token);

@@ -133,14 +133,22 @@ struct Buffer {
 /// The sequence of events.
 pub(super) struct Hub {
     epoch: String,
+    /// Id of the last event of the process before this one, if nothing happened after it.
+    before: Option<String>,
     buffer: Mutex<Buffer>,
     live: broadcast::Sender<Arc<Event>>,
 }
 
 impl Hub {
-    /// A new sequence. `epoch` tells it from the sequences of earlier processes.
-    pub(super) fn new(epoch: String) -> Self {
-        Self { epoch, buffer: Mutex::default(), live: broadcast::channel(LIVE_EVENTS).0 }
+    /// A new sequence. `epoch` tells it from the sequences of earlier processes; whoever has seen the event `before` has
+    /// missed nothing of the one before this.
+    pub(super) fn new(epoch: String, before: Option<String>) -> Self {
+        Self { epoch, before, buffer: Mutex::default(), live: broadcast::channel(LIVE_EVENTS).0 }
+    }
+
+    /// Id of the last event.
+    pub(super) fn last_id(&self) -> String {
+        self.id(self.buffer.lock().unwrap_or_else(PoisonError::into_inner).sequence)
     }
 
     /// The name of this sequence, and of the process that makes it.
@@ -172,10 +180,9 @@ impl Hub {
     /// Starts to listen after the event with the id `last`.
     pub(super) fn subscribe(&self, last: Option<&str>) -> Subscription {
         let buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        let sequence = |id: &str| id.strip_prefix(self.epoch.as_str())?.strip_prefix('-')?.parse::<u64>().ok();
         let last = last
-            .and_then(|id| id.strip_prefix(self.epoch.as_str()))
-            .and_then(|rest| rest.strip_prefix('-'))
-            .and_then(|sequence| sequence.parse::<u64>().ok())
+            .and_then(|id| if Some(id) == self.before.as_deref() { Some(0) } else { sequence(id) })
             .filter(|last| *last <= buffer.sequence);
         let missed = last.filter(|last| {
             let oldest = buffer.events.front().map_or(buffer.sequence + 1, |event| event.sequence);
@@ -201,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_client_that_comes_back_gets_exactly_what_it_missed() {
-        let hub = Hub::new("e1".to_owned());
+        let hub = Hub::new("e1".to_owned(), None);
         for _ in 0..5 {
             hub.publish(status());
         }
@@ -211,8 +218,25 @@ mod tests {
     }
 
     #[test]
+    fn a_client_goes_on_over_the_end_of_a_process_that_ended_in_order() {
+        let first = Hub::new("e1".to_owned(), None);
+        first.publish(status());
+        first.publish(status());
+        assert_eq!(first.last_id(), "e1-2");
+        let second = Hub::new("e2".to_owned(), Some(first.last_id()));
+        assert!(second.subscribe(Some("e1-2")).missed.unwrap().is_empty());
+        second.publish(status());
+        assert_eq!(second.subscribe(Some("e1-2")).missed.unwrap().len(), 1);
+        assert!(second.subscribe(Some("e1-1")).missed.is_none(), "it missed something that nobody has any more");
+        for _ in 0..2000 {
+            second.publish(status());
+        }
+        assert!(second.subscribe(Some("e1-2")).missed.is_none());
+    }
+
+    #[test]
     fn unknown_ids_get_a_snapshot() {
-        let hub = Hub::new("e1".to_owned());
+        let hub = Hub::new("e1".to_owned(), None);
         hub.publish(status());
         for id in [None, Some("e0-1"), Some("e1-9"), Some("e1-"), Some("1"), Some("e1-1-0"), Some("e1--1")] {
             assert!(hub.subscribe(id).missed.is_none(), "{id:?}");
@@ -221,7 +245,7 @@ mod tests {
 
     #[test]
     fn the_buffer_is_bounded_in_events_and_bytes() {
-        let hub = Hub::new("e".to_owned());
+        let hub = Hub::new("e".to_owned(), None);
         for _ in 0..3000 {
             hub.publish(status());
         }

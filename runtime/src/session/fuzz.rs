@@ -195,7 +195,7 @@ fn agent_file() {
 /// The id with which a client comes back.
 #[test]
 fn last_event_id() {
-    let hub = Hub::new("e1".to_owned());
+    let hub = Hub::new("e1".to_owned(), Some("e0-7".to_owned()));
     for _ in 0..2000 {
         hub.publish(Body::Status { status: Status::Stable, agent_type: "custom".to_owned() });
     }

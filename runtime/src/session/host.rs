@@ -128,6 +128,7 @@ impl Host {
         if restored {
             tracing::info!(messages = state.messages.len(), "state restored");
         }
+        let last_event = state.last_event;
         let conversation = match config.transport {
             Transport::Pty => Conversation::restore(state.messages, now),
             Transport::Acp => Conversation::structured(state.messages),
@@ -168,7 +169,7 @@ impl Host {
         let epoch = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
         Ok(Arc::new(Self {
             profile,
-            hub: Hub::new(epoch),
+            hub: Hub::new(epoch, last_event),
             frames: watch::Sender::new(Arc::new(Frame::default())),
             typing: tokio::sync::Mutex::new(()),
             ready: watch::Sender::new(false),
@@ -265,11 +266,16 @@ impl Host {
             agent.group().stop().await;
             reap::end_leftovers(self.hub.epoch()).await;
         }
-        self.persist().await;
+        self.save(Some(self.hub.last_id())).await;
+        self.leave_claim_to_secret();
     }
 
     /// Saves the conversation now.
     pub(super) async fn persist(&self) {
+        self.save(None).await;
+    }
+
+    async fn save(&self, last_event: Option<String>) {
         let _in_order = self.saving.lock().await;
         let state = {
             let inner = self.lock();
@@ -278,6 +284,7 @@ impl Host {
             state.initial_prompt.clone_from(&inner.prompt);
             state.prompt_progress = inner.prompt_state;
             state.acp_session.clone_from(&inner.acp_session);
+            state.last_event = last_event;
             state.resume = if inner.resume == Resume::Refused { Resume::Refused } else { Resume::Allowed };
             state
         };

@@ -58,6 +58,9 @@ pub(super) struct State {
     /// With ACP: the agent's own id of its session.
     #[serde(default)]
     pub acp_session: Option<String>,
+    /// Id of the last event, when the process ended in order.
+    #[serde(default)]
+    pub last_event: Option<String>,
 }
 
 /// Whether a restarted agent is asked to go on with its conversation.
@@ -84,6 +87,7 @@ impl State {
             prompt_progress: PromptState::None,
             resume: Resume::Allowed,
             acp_session: None,
+            last_event: None,
         }
     }
 }
@@ -136,6 +140,15 @@ impl StateDir {
     /// Saves the claim; it holds secrets, so the file is for this user only, like every file here.
     pub(super) fn save_claim(&self, claim: &Claim) -> Result<(), StateError> {
         write(&self.claim_path(), &claim.exposed())
+    }
+
+    /// The claim is elsewhere.
+    pub(super) fn remove_claim(&self) -> Result<(), StateError> {
+        let path = self.claim_path();
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&path, error)),
+            _ => Ok(()),
+        }
     }
 
     /// Writes the system prompt where the agent reads it. Again at each start: the agent can change the file, but not

@@ -11,8 +11,10 @@ pub mod leader;
 pub mod messages;
 pub mod oauth;
 pub mod observations;
+mod phase;
 pub mod prompts;
 pub mod sessions;
+pub mod suspension;
 pub mod users;
 pub mod workspaces;
 

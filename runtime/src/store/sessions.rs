@@ -5,57 +5,10 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
+pub use super::phase::Phase;
 use super::prompts::Told;
 use super::workspaces::Workspace;
 use super::{StoreError, TenantTx};
-
-/// Where a session is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
-pub enum Phase {
-    /// Accepted; no pod yet.
-    Pending,
-    /// A pod is chosen; the agent is not ready yet.
-    Starting,
-    /// The agent takes messages.
-    Running,
-    /// Being deleted.
-    Terminating,
-    /// Over; the transcript stays.
-    Ended,
-    /// Over because of an error.
-    Failed,
-}
-
-impl Phase {
-    /// As in the database.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "Pending",
-            Self::Starting => "Starting",
-            Self::Running => "Running",
-            Self::Terminating => "Terminating",
-            Self::Ended => "Ended",
-            Self::Failed => "Failed",
-        }
-    }
-
-    fn parse(text: &str) -> Result<Self, StoreError> {
-        Ok(match text {
-            "Pending" => Self::Pending,
-            "Starting" => Self::Starting,
-            "Running" => Self::Running,
-            "Terminating" => Self::Terminating,
-            "Ended" => Self::Ended,
-            "Failed" => Self::Failed,
-            _ => return Err(StoreError::Corrupt("sessions.phase")),
-        })
-    }
-
-    /// Nothing more will happen to it.
-    pub fn is_over(self) -> bool {
-        matches!(self, Self::Ended | Self::Failed)
-    }
-}
 
 /// A session.
 #[derive(Debug, Clone)]
@@ -100,6 +53,14 @@ pub struct Session {
     pub idle_timeout: Option<String>,
     /// The workspace's `ttl`.
     pub ttl: Option<String>,
+    /// The workspace's `suspend.idleAfter`.
+    pub suspend_after: Option<String>,
+    /// The workspace's transport, `pty` or `acp`.
+    pub transport: String,
+    /// Its workspace was deleted.
+    pub workspace_deleted: bool,
+    /// It was suspended and does not run again yet.
+    pub was_suspended: bool,
     /// Digest of the system prompt that it was given.
     pub prompt_digest: Option<String>,
     /// What happens to its user's messages that look like injections.
@@ -121,7 +82,10 @@ macro_rules! select_session {
                     extract(epoch from now() - s.updated_at)::float8 as unchanged_seconds,
                     extract(epoch from now() - s.last_activity_at)::float8 as idle_seconds,
                     extract(epoch from now() - s.ended_at)::float8 as over_seconds, s.transcript_bytes,
-                    w.spec ->> 'idleTimeout' as idle_timeout, w.spec ->> 'ttl' as ttl, s.prompt_digest, s.prompt_screening
+                    w.spec ->> 'idleTimeout' as idle_timeout, w.spec ->> 'ttl' as ttl, s.prompt_digest, s.prompt_screening,
+                    w.spec -> 'suspend' ->> 'idleAfter' as suspend_after, w.deleted_at is not null as workspace_deleted,
+                    lower(coalesce(w.spec -> 'agent' ->> 'transport', 'pty')) as transport,
+                    s.suspended_at is not null as was_suspended
              from sessions s join workspaces w on w.org_id = s.org_id and w.id = s.workspace_id ",
             $rest
         )
@@ -151,6 +115,10 @@ impl Session {
             transcript_bytes: row.try_get("transcript_bytes")?,
             idle_timeout: row.try_get("idle_timeout")?,
             ttl: row.try_get("ttl")?,
+            suspend_after: row.try_get("suspend_after")?,
+            transport: row.try_get("transport")?,
+            workspace_deleted: row.try_get("workspace_deleted")?,
+            was_suspended: row.try_get("was_suspended")?,
             prompt_digest: row.try_get("prompt_digest")?,
             prompt_screening: row.try_get("prompt_screening")?,
         })
@@ -253,7 +221,9 @@ impl TenantTx {
         };
         self.widen().await?;
         let used: i64 =
-            sqlx::query_scalar("select count(*) from sessions where ended_at is null").fetch_one(&mut *self.tx).await?;
+            sqlx::query_scalar("select count(*) from sessions where ended_at is null and phase <> 'Suspended'")
+                .fetch_one(&mut *self.tx)
+                .await?;
         self.end_widened().await?;
         if let Some(limit) = organization_limit.filter(|limit| used >= *limit) {
             return Ok(Some(Err(QuotaExceeded { quota: "organization.sessions", limit, used })));
@@ -320,7 +290,8 @@ impl TenantTx {
     /// Starting → Running. False: it was deleted or has failed meanwhile.
     pub async fn session_running(&mut self, id: Uuid) -> Result<bool, StoreError> {
         let done = sqlx::query(
-            "update sessions set phase = 'Running', last_activity_at = now() where id = $1 and phase = 'Starting'",
+            "update sessions set phase = 'Running', last_activity_at = now(), suspended_at = null, error = null
+             where id = $1 and phase = 'Starting'",
         )
         .bind(id)
         .execute(&mut *self.tx)
@@ -328,13 +299,15 @@ impl TenantTx {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Somebody works on it.
-    pub async fn session_touched(&mut self, id: Uuid) -> Result<(), StoreError> {
-        sqlx::query("update sessions set updated_at = now() where id = $1 and phase in ('Pending', 'Starting')")
-            .bind(id)
-            .execute(&mut *self.tx)
-            .await?;
-        Ok(())
+    /// Somebody works on it. False: there is nothing to be worked on any more.
+    pub async fn session_touched(&mut self, id: Uuid) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "update sessions set updated_at = now() where id = $1 and phase in ('Pending', 'Starting', 'Suspending')",
+        )
+        .bind(id)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(done.rows_affected() == 1)
     }
 
     /// A restarted pod may have a new address.
@@ -353,7 +326,7 @@ impl TenantTx {
     pub async fn session_terminating(&mut self, id: Uuid) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "update sessions set phase = 'Terminating'
-             where id = $1 and phase in ('Pending', 'Starting', 'Running')",
+             where id = $1 and phase in ('Pending', 'Starting', 'Running', 'Suspending', 'Suspended')",
         )
         .bind(id)
         .execute(&mut *self.tx)
@@ -385,19 +358,5 @@ impl TenantTx {
         .execute(&mut *self.tx)
         .await?;
         Ok(done.rows_affected() == 1)
-    }
-
-    /// Its user or agent did something. Written at most every few seconds: the idle timeout counts minutes.
-    pub async fn session_active(&mut self, id: Uuid, agent_status: Option<&str>) -> Result<(), StoreError> {
-        sqlx::query(
-            "update sessions set last_activity_at = now(), agent_status = coalesce($2, agent_status)
-             where id = $1 and ended_at is null
-               and (last_activity_at < now() - interval '5 seconds' or ($2 is not null and agent_status is distinct from $2))",
-        )
-        .bind(id)
-        .bind(agent_status)
-        .execute(&mut *self.tx)
-        .await?;
-        Ok(())
     }
 }

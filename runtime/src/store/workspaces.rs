@@ -17,7 +17,7 @@ pub struct Workspace {
     pub agent_type: String,
     /// Most sessions at a time.
     pub max_sessions: i32,
-    /// Sessions of all users that have not ended.
+    /// Sessions of all users that have not ended and are not suspended.
     pub active_sessions: i64,
 }
 
@@ -52,7 +52,8 @@ impl TenantTx {
         let rows = sqlx::query(
             "select w.id, w.name, w.agent_type, w.max_sessions,
                     (select count(*) from sessions s
-                     where s.org_id = w.org_id and s.workspace_id = w.id and s.ended_at is null) as active_sessions
+                     where s.org_id = w.org_id and s.workspace_id = w.id and s.ended_at is null
+                       and s.phase <> 'Suspended') as active_sessions
              from workspaces w where w.deleted_at is null order by w.name",
         )
         .fetch_all(&mut *self.tx)

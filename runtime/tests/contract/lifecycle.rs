@@ -139,6 +139,24 @@ async fn a_killed_container_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+async fn events_go_on_over_a_container_that_ended_in_order() {
+    let pod = Pod::new();
+    let mut session = pod.start().await;
+    session.ask("before").await;
+    let mut events = session.events("/events", None).await;
+    let last = events.until(|event| event.name == "status_change").await.pop().unwrap();
+    assert_eq!(session.terminate().await, Some(0));
+    drop(events);
+    let session = pod.start().await;
+    session.stable().await;
+    let mut events = session.events("/events", Some(&last.id)).await;
+    session.say("after").await;
+    let seen = events.until(|event| event.data["message"] == "You said: after").await;
+    assert!(!seen.iter().any(|event| event.data["message"] == "You said: before"), "it is sent again: {seen:?}");
+    assert!(seen.iter().any(|event| event.data["message"] == "after"), "{seen:?}");
+}
+
+#[tokio::test]
 async fn a_conversation_that_the_agent_cannot_resume_does_not_keep_the_pod_down() {
     let script = "case \"$*\" in *--continue*) exit 3;; esac; \
         r=$(printf '─%.0s' $(seq 80)); printf 'fresh\\n%s\\n❯ \\n%s\\n  ? for shortcuts' \"$r\" \"$r\"; sleep 1000";

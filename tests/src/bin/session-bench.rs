@@ -1,7 +1,8 @@
-//! `cargo xtask bench session`: from POST /v1/sessions to an agent that is ready, on warm and on cold pods.
+//! `cargo xtask bench session`: from POST /v1/sessions to an agent that is ready, on warm and on cold pods; and
+//! `cargo xtask bench wake`: from a message to a suspended session to an agent that has it.
 use agentapi_tests::{
     api::Api,
-    cluster::{Cluster, eventually},
+    cluster::{Cluster, eventually, repo},
 };
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -16,6 +17,9 @@ struct Args {
     /// Sessions of each kind.
     #[arg(long, default_value_t = 30)]
     runs: usize,
+    /// Wake suspended sessions instead.
+    #[arg(long)]
+    wake: bool,
 }
 
 /// Milliseconds of one session.
@@ -30,6 +34,9 @@ async fn main() -> Result<()> {
     let args = Args::parse();
     let cluster = Cluster::connect()?;
     let url = cluster.api_url()?;
+    if args.wake {
+        return wake(&cluster, &url, args.runs).await;
+    }
     let kinds = [("warm", "acme-alice", "team-acme", "web"), ("cold", "globex-gina", "team-globex", "research")];
     println!(
         "{:<6}{:>6}  {:>22}  {:>22}  {:>22}",
@@ -65,6 +72,34 @@ async fn main() -> Result<()> {
             column(|s| s.stable)
         );
     }
+    Ok(())
+}
+
+/// One session that is suspended and woken again and again, with more to remember each time.
+async fn wake(cluster: &Cluster, url: &str, runs: usize) -> Result<()> {
+    let example = std::fs::read_to_string(repo().join("examples/suspend.yaml"))?;
+    cluster.apply(&example.replace("idleAfter: 10m", "idleAfter: 10s"))?;
+    let api = Api::new(url, Some(cluster.token("acme-alice")?))?;
+    let body = eventually("a session", LIMIT, async || {
+        let answer = api.post("/v1/sessions", &json!({ "workspace": "patient" })).await?;
+        Ok(if answer.status == 201 { Ok(answer.body) } else { Err(answer.body.to_string()) })
+    })
+    .await?;
+    let path = format!("/v1/sessions/{}", body["id"].as_str().context("no id")?);
+    let mut values = Vec::with_capacity(runs);
+    for run in 1..=runs {
+        poll("Suspended", async || Ok(api.get(&path).await?.body["phase"] == "Suspended")).await?;
+        let start = Instant::now();
+        let message = json!({ "content": format!("echo: number {run}"), "type": "user" });
+        api.post(&format!("{path}/message"), &message).await?.expect(200)?;
+        values.push(start.elapsed().as_secs_f64() * 1000.0);
+        eprintln!("wake {run:>2}: {:.0} ms", values.last().copied().unwrap_or(f64::NAN));
+    }
+    values.sort_by(f64::total_cmp);
+    let [p50, p95, p99] = [50, 95, 99].map(|percent| rank(&values, percent));
+    println!("wake   {runs:>5}  message to an agent that has it, p50/p95/p99 ms: {p50:.0}/{p95:.0}/{p99:.0}");
+    api.delete(&path).await?;
+    cluster.kubectl(&["-n", "team-acme", "delete", "workspace", "patient"])?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Session pods without a cluster: processes of the real session host, each on port 3284 of a loopback address of its
 //! own. The API talks to them exactly as to pods: token, claim, readiness, the whole contract.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use agentapi_crds::names::{self, SESSION_PORT, env};
 use agentapi_prompts::compose::digest;
-use agentapi_runtime::pods::{Pod, PodBackend, PodError, PodKind, PodRequest, PodState, Rekey, Shortage, WaitingPod};
+use agentapi_runtime::pods::{
+    Pod, PodBackend, PodError, PodKind, PodRequest, PodState, Rekey, Shortage, WaitingPod, Wake,
+};
 use anyhow::{Context, Result};
 use futures::future::BoxFuture;
 use secrecy::ExposeSecret;
@@ -20,6 +22,9 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::agent::PodAgent;
+
+mod keeping;
+mod warm;
 
 /// Runs processes as pods.
 pub struct ProcessPods {
@@ -43,6 +48,12 @@ struct State {
     away: bool,
     /// What new pods run instead of the small agent.
     instead: Option<PodAgent>,
+    /// Pods are neither given up nor woken: the API server is slow.
+    stalled: bool,
+    /// Pods have no volume that outlives them.
+    keeps_nothing: bool,
+    /// Pods of suspended sessions, whose folders are kept.
+    asleep: HashSet<String>,
 }
 
 struct Process {
@@ -55,6 +66,7 @@ struct Process {
     known_keys: String,
     token_key: String,
     prompt_digest: String,
+    keeps: bool,
 }
 
 impl Drop for Process {
@@ -110,7 +122,7 @@ impl ProcessPods {
     /// Starts a pod that waits for a session.
     pub fn warm(&self, organization: &str, workspace: &str) -> Result<String> {
         let name = format!("w-{workspace}-{}", Uuid::new_v4().simple());
-        self.spawn(&name, organization, workspace, PodKind::Warm, None)?;
+        self.spawn(&name, (organization, workspace), PodKind::Warm, None)?;
         Ok(name)
     }
 
@@ -142,11 +154,6 @@ impl ProcessPods {
         Ok(self.folder.path().join(name.context("the session has no pod")?))
     }
 
-    /// Whether the API has noted that a waiting pod's agent was told this.
-    pub fn is_prepared(&self, pod: &str, words: &str) -> bool {
-        self.state().running.get(pod).is_some_and(|process| process.prompt_digest == digest(words))
-    }
-
     /// The folder of a pod.
     pub fn pod_folder(&self, pod: &str) -> PathBuf {
         self.folder.path().join(pod)
@@ -172,29 +179,17 @@ impl ProcessPods {
         Ipv4Addr::new(127, high, shard, u8::try_from(pod % 250).unwrap_or(0) + 1)
     }
 
+    /// `session` is the one that the pod is made for and the id of the key of its token.
     fn spawn(
         &self,
         name: &str,
-        organization: &str,
-        workspace: &str,
+        (organization, workspace): (&str, &str),
         kind: PodKind,
-        session: Option<&PodRequest>,
+        session: Option<(Uuid, &str)>,
     ) -> Result<()> {
-        let home = self.folder.path().join(name);
-        for folder in ["state", "workspace", "secret", "home"] {
-            std::fs::create_dir_all(home.join(folder))?;
-        }
-        if let Some(request) = session {
-            let env: HashMap<&str, &str> =
-                request.env.iter().map(|(key, value)| (key.as_str(), value.expose_secret())).collect();
-            let about = json!({"id": request.session, "organization": organization, "workspace": workspace,
-                               "initialPrompt": request.prompt, "systemPrompt": request.system_prompt});
-            std::fs::write(home.join("secret/session.json"), about.to_string())?;
-            std::fs::write(home.join("secret/env.json"), json!(env).to_string())?;
-            std::fs::write(home.join("secret/token"), request.token(name)?.expose_secret())?;
-        }
+        let home = self.make_folders(name)?;
         let ip = self.address();
-        let log = std::fs::File::create(home.join("log"))?;
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(home.join("log"))?;
         let mut command = Command::new(&self.binary);
         command
             .env_clear()
@@ -223,12 +218,13 @@ impl ProcessPods {
         let process = Process {
             organization: organization.to_owned(),
             workspace: workspace.to_owned(),
-            session: session.map(|request| request.session),
+            session: session.map(|(id, _)| id),
             kind,
             ip,
             child,
             known_keys: names::signing_key_ids([self.public_x.as_str()]),
-            token_key: session.map(|request| request.token_key.clone()).unwrap_or_default(),
+            token_key: session.map(|(_, key)| key.to_owned()).unwrap_or_default(),
+            keeps: !state.keeps_nothing,
             prompt_digest: digest(""),
         };
         state.running.insert(name.to_owned(), process);
@@ -270,10 +266,13 @@ impl ProcessPods {
             })
         };
         if let Some(pod) = warm {
+            self.write_secret(&pod.name, request).map_err(|error| PodError::Unavailable(error.to_string()))?;
             return Ok(pod);
         }
         let name = format!("s-{}", request.session.simple());
-        self.spawn(&name, &request.organization, &request.workspace, PodKind::Cold, Some(request))
+        let about = (request.organization.as_str(), request.workspace.as_str());
+        self.write_secret(&name, request)
+            .and_then(|()| self.spawn(&name, about, PodKind::Cold, Some((request.session, &request.token_key))))
             .map_err(|error| PodError::Unavailable(error.to_string()))?;
         self.of_session(request.session).ok_or_else(|| PodError::Unavailable("it went away at once".into()))
     }
@@ -291,6 +290,7 @@ fn pod(name: &str, process: &mut Process) -> Pod {
         state,
         known_keys: process.known_keys.clone(),
         token_key: process.token_key.clone(),
+        keeps: process.keeps,
     }
 }
 
@@ -353,19 +353,7 @@ impl PodBackend for ProcessPods {
     }
 
     fn waiting<'a>(&'a self, organization: &'a str) -> BoxFuture<'a, Result<Vec<WaitingPod>, PodError>> {
-        Box::pin(async move {
-            self.check()?;
-            let state = self.state();
-            let waiting =
-                state.running.iter().filter(|(_, it)| it.session.is_none() && it.organization == organization);
-            let waiting = waiting.map(|(name, it)| WaitingPod {
-                name: name.clone(),
-                workspace: it.workspace.clone(),
-                ip: it.ip.to_string(),
-                prompt_digest: it.prompt_digest.clone(),
-            });
-            Ok(waiting.collect())
-        })
+        Box::pin(async move { self.waiting_pods(organization) })
     }
 
     fn prepared<'a>(
@@ -374,32 +362,28 @@ impl PodBackend for ProcessPods {
         name: &'a str,
         digest: &'a str,
     ) -> BoxFuture<'a, Result<(), PodError>> {
-        Box::pin(async move {
-            self.check()?;
-            if let Some(process) = self.state().running.get_mut(name) {
-                digest.clone_into(&mut process.prompt_digest);
-            }
-            Ok(())
-        })
+        Box::pin(async move { self.note_prompt(name, digest) })
     }
 
-    fn release<'a>(&'a self, _organization: &'a str, session: Uuid) -> BoxFuture<'a, Result<bool, PodError>> {
+    fn suspend<'a>(&'a self, _organization: &'a str, session: Uuid) -> BoxFuture<'a, Result<bool, PodError>> {
+        Box::pin(async move { self.give_up(session, true) })
+    }
+
+    fn wake<'a>(&'a self, wake: &'a Wake) -> BoxFuture<'a, Result<Pod, PodError>> {
+        Box::pin(async move { self.wake_pod(wake) })
+    }
+
+    fn release<'a>(
+        &'a self,
+        _organization: &'a str,
+        session: Uuid,
+        pod: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<bool, PodError>> {
         Box::pin(async move {
-            self.check()?;
-            let mut state = self.state();
-            let mut gone = true;
-            state.running.retain(|_, process| {
-                if process.session != Some(session) {
-                    return true;
-                }
-                if let Ok(None) = process.child.try_wait() {
-                    // As the kubelet does it: SIGTERM first, so that the transcript is pushed.
-                    let _ = Command::new("kill").args(["-TERM", &process.child.id().to_string()]).status();
-                    gone = false;
-                    return true;
-                }
-                false
-            });
+            let gone = self.give_up(session, false)?;
+            if let Some(pod) = pod.filter(|_| gone) {
+                self.forget(pod);
+            }
             Ok(gone)
         })
     }

@@ -39,6 +39,9 @@ pub const KEY_MASTER_ID: &str = "master-key-id";
 /// Key of the password in the database Secret.
 pub const KEY_PASSWORD: &str = "password";
 
+/// Suspended sessions for each that may run at the same time.
+const SUSPENDED_PER_SESSION: i64 = 10;
+
 /// Not written to the cluster yet.
 #[derive(Debug)]
 pub enum Prepared {}
@@ -178,6 +181,11 @@ fn pods(quota: &Quota) -> i64 {
     2 * i64::from(quota.sessions) + i64::from(quota.workspaces) + i64::from(quota.mcp_servers) + 2
 }
 
+/// Volumes of workspaces, of session pods, and of suspended sessions; how large they are together is `quota.storage`.
+fn volumes(quota: &Quota) -> i64 {
+    i64::from(quota.workspaces) + pods(quota) + SUSPENDED_PER_SESSION * i64::from(quota.sessions)
+}
+
 fn resource_quota(tenant: &Tenant, quota: &Quota) -> ResourceQuota {
     let gibibytes = |each: i64| Quantity(format!("{}Gi", each * pods(quota)));
     let hard = BTreeMap::from([
@@ -187,7 +195,7 @@ fn resource_quota(tenant: &Tenant, quota: &Quota) -> ResourceQuota {
         ("pods".to_owned(), Quantity(pods(quota).to_string())),
         ("requests.ephemeral-storage".to_owned(), gibibytes(1)),
         ("limits.ephemeral-storage".to_owned(), gibibytes(10)),
-        ("persistentvolumeclaims".to_owned(), Quantity(quota.workspaces.to_string())),
+        ("persistentvolumeclaims".to_owned(), Quantity(volumes(quota).to_string())),
         // One for each program of a connection. Session pods are reached by their address; a Service would only lead
         // somebody else to them.
         ("services".to_owned(), Quantity(quota.mcp_servers.to_string())),

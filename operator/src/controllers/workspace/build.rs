@@ -1,6 +1,6 @@
 //! The objects of a Workspace in its tenant namespace. Pure, and each is a snapshot in the tests.
-use super::network::egress_policy;
 use super::validate::Accepted;
+use super::{keeping, network::egress_policy};
 use crate::egress::Decision;
 use agentapi_crds::{Workspace, names, names::env, pod::SESSION_VOLUME};
 use k8s_openapi::{
@@ -10,7 +10,7 @@ use k8s_openapi::{
             HTTPGetAction, ObjectFieldSelector, PersistentVolumeClaim, PersistentVolumeClaimSpec,
             PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplate, PodTemplateSpec, Probe,
             ResourceRequirements, SeccompProfile, SecretEnvSource, SecretVolumeSource, SecurityContext, Volume,
-            VolumeMount, VolumeResourceRequirements,
+            VolumeResourceRequirements,
         },
         networking::v1::NetworkPolicy,
     },
@@ -139,8 +139,8 @@ fn pod_spec(workspace: &Workspace, accepted: &Accepted, surroundings: &Surroundi
 }
 
 fn container(workspace: &Workspace, surroundings: &Surroundings) -> Container {
-    let mount =
-        |name: &str, path: &str| VolumeMount { name: name.into(), mount_path: path.into(), ..VolumeMount::default() };
+    let kept = keeping::kept(workspace);
+    let mount = |name: &str, path: &str| keeping::mount(kept, name, path);
     let mut secret = mount(SESSION_VOLUME, SECRETS);
     secret.read_only = Some(true);
     let secrets = workspace.spec.agent.secret_refs.iter().map(|name| EnvFromSource {
@@ -279,7 +279,11 @@ fn volumes(workspace: &Workspace, accepted: &Accepted) -> Vec<Volume> {
         }),
         ..Volume::default()
     };
-    vec![empty("state", "1Gi"), work, empty("home", "4Gi"), empty("tmp", "2Gi"), session]
+    let mut volumes = vec![empty("state", "1Gi"), work, empty("home", "4Gi"), empty("tmp", "2Gi"), session];
+    let kept = keeping::kept(workspace);
+    volumes.retain(|volume| !kept.contains(&volume.name.as_str()));
+    volumes.extend(keeping::volume(workspace, accepted));
+    volumes
 }
 
 fn volume(workspace: &Workspace, accepted: &Accepted) -> Option<PersistentVolumeClaim> {
@@ -323,6 +327,25 @@ mod tests {
         let pod = resources.template.template.unwrap().spec.unwrap();
         let work = pod.volumes.unwrap().into_iter().find(|volume| volume.name == "workspace").unwrap();
         assert_eq!(work.persistent_volume_claim.unwrap().claim_name, "ws-web");
+    }
+
+    #[test]
+    fn a_session_that_may_be_suspended_has_a_volume_of_its_own() {
+        let mut workspace = web();
+        workspace.spec.suspend =
+            serde_json::from_value(json!({"idleAfter": "10m", "storageClassName": "fast"})).unwrap();
+        let shown = |workspace: &Workspace| {
+            let resources = build(workspace, &accepted(), &surroundings(), &egress());
+            let pod = resources.template.template.unwrap().spec.unwrap();
+            (pod.volumes.unwrap(), pod.containers.into_iter().next().unwrap().volume_mounts.unwrap())
+        };
+        insta::assert_yaml_snapshot!("kept", shown(&workspace));
+        // The working folder of all sessions stays where it is.
+        workspace.spec.storage = serde_json::from_value(json!({"size": "5Gi"})).unwrap();
+        let (volumes, mounts) = shown(&workspace);
+        let work = mounts.iter().find(|mount| mount.mount_path == WORKDIR).unwrap();
+        assert_eq!((work.name.as_str(), work.sub_path.as_deref()), ("workspace", None));
+        assert!(volumes.iter().any(|volume| volume.name == "workspace" && volume.persistent_volume_claim.is_some()));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod build;
 pub mod dereference;
+mod keeping;
 pub(crate) mod network;
 pub mod pool;
 pub mod status;

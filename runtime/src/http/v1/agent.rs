@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::asleep;
 use super::deed::Deed;
 use crate::audit::{Client, action};
 use crate::auth::Caller;
@@ -35,25 +36,25 @@ const MAX_UPLOAD_BYTES: usize = 10 * 1024 * 1024 + 64 * 1024;
 /// A message is answered when the agent has started on it: it resends for 15 seconds before it gives up.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(120);
-const READ_TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(15);
 /// A request for a session that is about to be ready waits this long for it.
-const START_PATIENCE: Duration = Duration::from_secs(10);
-const START_POLL: Duration = Duration::from_millis(100);
+pub(super) const START_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const START_POLL: Duration = Duration::from_millis(100);
 /// Activity is written at most this often.
-const ACTIVITY_SECONDS: f64 = 10.0;
+const ACTIVITY_SECONDS: f64 = 5.0;
 
 /// What the agent is doing.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct StatusBody {
-    /// `running` while the agent works, `stable` when it waits for a message.
+    /// `running` while the agent works, `stable` when it waits for a message; a suspended session's waits for one too.
     #[schema(example = "stable")]
-    status: String,
+    pub(super) status: String,
     /// Type of agent.
     #[schema(example = "claude")]
-    agent_type: String,
+    pub(super) agent_type: String,
     /// `pty` or `acp`.
     #[schema(example = "pty")]
-    transport: String,
+    pub(super) transport: String,
 }
 
 /// One message of a conversation.
@@ -136,7 +137,7 @@ pub struct Uploaded {
     file_path: String,
 }
 
-fn starting() -> Problem {
+pub(super) fn starting() -> Problem {
     let detail = "The session is still starting; try again in a moment.";
     Problem::unavailable("session-starting", detail, 1)
 }
@@ -155,11 +156,11 @@ pub(super) async fn settled(app: &App, caller: &Caller, id: Uuid) -> Result<Sess
     loop {
         let mut tx = app.store.tenant_tx(&caller.scope()).await?;
         let session = tx.session(id).await?.ok_or_else(Problem::no_such_session)?;
-        if session.phase == Phase::Running && session.idle_seconds > ACTIVITY_SECONDS {
-            tx.session_active(id, None).await?;
-        }
+        let idle = session.phase == Phase::Running && session.idle_seconds > ACTIVITY_SECONDS;
+        // Not in use any more: it is being suspended this moment.
+        let gone = idle && !tx.session_in_use(id).await?;
         tx.commit().await?;
-        if !matches!(session.phase, Phase::Pending | Phase::Starting) {
+        if !gone && !matches!(session.phase, Phase::Pending | Phase::Starting) {
             return Ok(session);
         }
         if began.elapsed() >= START_PATIENCE || app.leaving.is_cancelled() {
@@ -189,6 +190,9 @@ impl<'a> Ask<'a> {
 
 /// The pod of a session that has one.
 pub(super) fn target(session: &Session) -> Result<Target<'_>, Problem> {
+    if session.phase.is_asleep() {
+        return Err(asleep::suspended());
+    }
     if session.phase != Phase::Running {
         return Err(over(session));
     }
@@ -203,7 +207,7 @@ pub(super) async fn ask(app: &App, target: Target<'_>, headers: &HeaderMap, ask:
     forward(app, Call { target, method, path, headers, body, timeout }).await
 }
 
-/// Whether the agent is working.
+/// Whether the agent is working. Does not wake a suspended session, whose agent is `stable`.
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/status", operation_id = "getStatus", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
     responses(
@@ -219,10 +223,13 @@ pub async fn status(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let session = settled(&app, &caller, id).await?;
+    if session.phase.is_asleep() {
+        return Ok(asleep::status(session));
+    }
     ask(&app, target(&session)?, &headers, Ask::get("/status")).await
 }
 
-/// The conversation so far; also after the session's end.
+/// The conversation so far; also after the session's end, and without waking a suspended one.
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/messages", operation_id = "getMessages", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
     responses(
@@ -247,7 +254,8 @@ pub async fn messages(
     Ok(Json(MessagesBody { messages: messages.into_iter().map(MessageView::from).collect() }).into_response())
 }
 
-/// Sends a message to the agent; answered when the agent has started on it. Where the session's policies say so, a
+/// Sends a message to the agent; answered when the agent has started on it. Wakes a suspended session, which takes as
+/// long as a start. Where the session's policies say so, a
 /// message of type `user` that looks like prompt injection is refused, or goes on without that part.
 #[utoipa::path(
     post, path = "/v1/sessions/{id}/message", operation_id = "sendMessage", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
@@ -274,13 +282,14 @@ pub async fn message(
     require_content_type(&headers, "application/json")?;
     let bytes = read_body(body, MAX_JSON_BYTES).await?;
     let message: SendMessage = parse_json(&bytes)?;
-    let target = target(&session)?;
     let deed = Deed::new(&app, &caller, &client, id);
     let (bytes, redacted) = match message.r#type {
         MessageType::User => deed.screen(&session, &message.content, bytes).await?,
         // Keystrokes come one by one; what they make together is not known here.
         MessageType::Raw => (bytes, Vec::new()),
     };
+    let session = asleep::awake(&app, &caller, &client, id).await?;
+    let target = target(&session)?;
     let detail = json!({ "type": message.r#type, "bytes": message.content.len() });
     deed.record(action::SESSION_MESSAGE, detail).await?;
     let mut headers = headers;
@@ -295,7 +304,8 @@ pub async fn message(
     Ok(Json(SentMessage { ok: true, redacted }).into_response())
 }
 
-/// Follows the conversation as server-sent events. Resume with the header `Last-Event-ID`.
+/// Follows the conversation as server-sent events. Resume with the header `Last-Event-ID`, also after the session was
+/// suspended. Does not wake a suspended session: the stream stays open and goes on when somebody else does.
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/events", operation_id = "followEvents", tag = "agent",
     params(
@@ -316,10 +326,13 @@ pub async fn events(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let session = settled(&app, &caller, id).await?;
+    if session.phase.is_asleep() {
+        return asleep::follow(app, caller, session, headers).await;
+    }
     ask(&app, target(&session)?, &headers, Ask::get("/events")).await
 }
 
-/// Puts a file into the agent's pod.
+/// Puts a file into the agent's pod. Wakes a suspended session.
 #[utoipa::path(
     post, path = "/v1/sessions/{id}/upload", operation_id = "uploadFile", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
     request_body(content = UploadForm, content_type = "multipart/form-data"),
@@ -337,8 +350,9 @@ pub async fn upload(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let session = settled(&app, &caller, id).await?;
+    settled(&app, &caller, id).await?;
     require_content_type(&headers, "multipart/form-data")?;
+    let session = asleep::awake(&app, &caller, &client, id).await?;
     let target = target(&session)?;
     let file = multipart::begin(&headers, body).await?;
     let deed = Deed::new(&app, &caller, &client, id);
@@ -349,7 +363,7 @@ pub async fn upload(
     deed.close(action::SESSION_UPLOAD_FAIL, answer).await
 }
 
-/// Follows the agent's terminal as server-sent events.
+/// Follows the agent's terminal as server-sent events. A suspended session has none, and is not woken.
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/screen", operation_id = "followScreen", tag = "agent", params(("id" = Uuid, Path, description = "Session")),
     responses(

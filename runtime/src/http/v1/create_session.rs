@@ -160,7 +160,7 @@ fn key_reused() -> Problem {
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused", "Idempotency key reused", detail)
 }
 
-fn quota_problem(exceeded: &QuotaExceeded) -> Problem {
+pub(super) fn quota_problem(exceeded: &QuotaExceeded) -> Problem {
     let QuotaExceeded { quota, limit, used } = exceeded;
     let detail = format!("The quota {quota} is used up ({used} of {limit} sessions). End a session, or ask for more.");
     Problem::quota_exceeded(detail, quota, *limit, *used).retry_after(QUOTA_RETRY_SECONDS)

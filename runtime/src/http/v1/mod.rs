@@ -1,6 +1,7 @@
 //! Version 1 of the public API, a file per endpoint or pair of them.
 
 pub mod agent;
+mod asleep;
 pub mod audit;
 pub mod create_session;
 mod deed;

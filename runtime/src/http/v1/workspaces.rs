@@ -22,7 +22,7 @@ pub struct WorkspaceView {
     agent: String,
     /// Most sessions at a time.
     max_sessions: i32,
-    /// Sessions of all users that have not ended.
+    /// Sessions of all users that have not ended and are not suspended.
     active_sessions: i64,
 }
 

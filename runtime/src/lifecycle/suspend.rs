@@ -1,0 +1,137 @@
+//! From a session that nobody uses to one without a pod.
+//!
+//! The order matters for whoever takes over after a crash. A session is `Suspending` before anything of it is given up,
+//! its Secret and its volume are taken over from the pod before the pod is deleted, and it is `Suspended` only once the
+//! pod is gone. Each step may be repeated.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use super::{Lifecycle, LifecycleError};
+use crate::audit::{Entry, Origin, action};
+use crate::pods::Pod;
+use crate::pods::agent::{AgentError, Target};
+use crate::store::TenantScope;
+use crate::store::identity::Organization;
+use crate::store::sessions::{Phase, Session};
+
+/// How often a pod on its way out is looked at.
+const POLL: Duration = Duration::from_millis(500);
+/// After this long the reconciler has the rest.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+impl Lifecycle {
+    /// Suspends a running session that was idle for `idle`, unless its pod keeps nothing or its agent is at work.
+    pub(super) async fn suspend(
+        self: &Arc<Self>,
+        organization: &Arc<Organization>,
+        session: &Session,
+        pod: &Pod,
+        idle: Duration,
+    ) -> Result<bool, LifecycleError> {
+        // One from before the workspace said that it may be suspended: what it holds would go with its pod.
+        let Some(ip) = pod.ip().filter(|_| pod.keeps) else { return Ok(false) };
+        let id = session.id;
+        // What the row says of the agent may be older than what it does.
+        let target = Target { session: id, pod: &pod.name, ip };
+        let waits =
+            async { Ok::<_, AgentError>(self.agents.is_stable(target).await? && !self.agents.asks(target).await?) };
+        match waits.await {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            Err(error) => {
+                tracing::debug!(session = %id, %error, "not suspended: nobody knows what its agent does");
+                return Ok(false);
+            }
+        }
+        let mut tx = self.store.tenant_tx(&TenantScope::system(organization)).await?;
+        let changed = tx.session_suspending(id, idle.as_secs_f64()).await?;
+        if changed {
+            let target = id.to_string();
+            tx.audit(&Entry {
+                origin: &Origin::system("sessions"),
+                action: action::SESSION_SUSPEND,
+                target_kind: "session",
+                target_id: Some(&target),
+                detail: json!({ "idleAfter": session.suspend_after }),
+            })
+            .await?;
+        }
+        tx.commit().await?;
+        if changed {
+            tracing::info!(session = %id, "session is being suspended");
+            self.finish_suspend(Arc::clone(organization), id);
+        }
+        Ok(changed)
+    }
+
+    /// Gives up the pod of a Suspending session, in the background.
+    pub(super) fn finish_suspend(self: &Arc<Self>, organization: Arc<Organization>, session: Uuid) {
+        let lifecycle = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let began = Instant::now();
+            loop {
+                match lifecycle.suspend_step(&organization, session).await {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    Err(error) => tracing::warn!(%session, %error, "cannot give up the session's pod yet"),
+                }
+                if began.elapsed() > PATIENCE {
+                    return;
+                }
+                sleep(POLL).await;
+            }
+        });
+    }
+
+    /// Gives up what a Suspending session still has of a pod, and marks it as Suspended once there is none. True:
+    /// nothing is left to be done.
+    pub(super) async fn suspend_step(
+        &self,
+        organization: &Organization,
+        session: Uuid,
+    ) -> Result<bool, LifecycleError> {
+        let scope = TenantScope::system(organization);
+        let mut tx = self.store.tenant_tx(&scope).await?;
+        // Also says that somebody is at it.
+        let mine = tx.session_touched(session).await?;
+        tx.commit().await?;
+        if !mine {
+            return Ok(true);
+        }
+        if !self.pods.suspend(&organization.slug, session).await? {
+            return Ok(false);
+        }
+        let mut tx = self.store.tenant_tx(&scope).await?;
+        let suspended = tx.session_suspended(session).await?;
+        tx.commit().await?;
+        if suspended {
+            tracing::info!(%session, "session is suspended");
+        }
+        Ok(true)
+    }
+
+    /// Lets go of a pod whose session went another way meanwhile, as that way asks for.
+    pub(super) async fn let_go(&self, organization: &Organization, session: Uuid) -> Result<(), LifecycleError> {
+        let mut tx = self.store.tenant_tx(&TenantScope::system(organization)).await?;
+        let row = tx.session(session).await?;
+        tx.commit().await?;
+        let slug = &organization.slug;
+        match row {
+            // Somebody who works on it knows of the pod, or will find it.
+            Some(row) if matches!(row.phase, Phase::Pending | Phase::Starting | Phase::Running) => {}
+            Some(row) if row.phase.is_asleep() => {
+                self.pods.suspend(slug, session).await?;
+            }
+            row => {
+                let pod = row.and_then(|row| row.pod_name);
+                self.pods.release(slug, session, pod.as_deref()).await?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,80 @@
+//! Sessions that nobody uses: from Running to Suspended and back, and when they were used last. As in `sessions`, every
+//! change of phase names the phases that it may start from. May touch: `sessions`.
+
+use uuid::Uuid;
+
+use super::{StoreError, TenantTx};
+
+/// One statement about one session. True: it was in the phase that the change starts from.
+macro_rules! change {
+    ($tx:expr, $statement:literal, $id:expr $(, $value:expr)*) => {{
+        let done = sqlx::query($statement).bind($id)$(.bind($value))*.execute(&mut *$tx.tx).await?;
+        Ok(done.rows_affected() == 1)
+    }};
+}
+
+impl TenantTx {
+    /// Running → Suspending, if its agent waits and nobody has used it for so long. One statement: a request that comes
+    /// at the same time is either seen here or sees the new phase.
+    pub async fn session_suspending(&mut self, id: Uuid, idle_seconds: f64) -> Result<bool, StoreError> {
+        change!(
+            self,
+            "update sessions set phase = 'Suspending'
+             where id = $1 and phase = 'Running' and agent_status is not distinct from 'stable'
+               and last_activity_at < now() - make_interval(secs => $2)",
+            id,
+            idle_seconds
+        )
+    }
+
+    /// Suspending → Suspended: its pod is gone.
+    pub async fn session_suspended(&mut self, id: Uuid) -> Result<bool, StoreError> {
+        change!(
+            self,
+            "update sessions set phase = 'Suspended', pod_ip = null, agent_status = null,
+                                 suspended_at = coalesce(suspended_at, now())
+             where id = $1 and phase = 'Suspending'",
+            id
+        )
+    }
+
+    /// Suspended → Starting.
+    pub async fn session_waking(&mut self, id: Uuid) -> Result<bool, StoreError> {
+        change!(
+            self,
+            "update sessions set phase = 'Starting', last_activity_at = now(), error = null
+             where id = $1 and phase = 'Suspended'",
+            id
+        )
+    }
+
+    /// A session that could not be woken, or that has a pod although it should have none → Suspending.
+    pub async fn session_suspending_again(&mut self, id: Uuid, error: Option<&str>) -> Result<bool, StoreError> {
+        change!(
+            self,
+            "update sessions set phase = 'Suspending', error = coalesce(left($2, 4096), error)
+             where id = $1 and (phase = 'Suspended' or phase = 'Starting' and suspended_at is not null)",
+            id,
+            error
+        )
+    }
+
+    /// A request is about to reach its pod. False: it does not run any more.
+    pub async fn session_in_use(&mut self, id: Uuid) -> Result<bool, StoreError> {
+        change!(self, "update sessions set last_activity_at = now() where id = $1 and phase = 'Running'", id)
+    }
+
+    /// Its user or agent did something. Written at most every few seconds: the idle timeout counts minutes.
+    pub async fn session_active(&mut self, id: Uuid, agent_status: Option<&str>) -> Result<(), StoreError> {
+        sqlx::query(
+            "update sessions set last_activity_at = now(), agent_status = coalesce($2, agent_status)
+             where id = $1 and ended_at is null
+               and (last_activity_at < now() - interval '5 seconds' or ($2 is not null and agent_status is distinct from $2))",
+        )
+        .bind(id)
+        .bind(agent_status)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(())
+    }
+}
