@@ -146,7 +146,7 @@ async fn each_route_that_changes_something_leaves_exactly_one_row() -> Result<()
             "{row:?}"
         );
         assert!(row.config_digest.as_deref().is_some_and(|digest| digest.starts_with("sha256:")), "{row:?}");
-        assert_eq!(row.db_role, acme.organization.role);
+        assert_eq!(row.db_role, acme.organization.id_role);
     }
     let all = serde_json::to_string(&log(&replica, &acme).await?)?;
     assert!(!all.contains("hunter2"), "something that was said or set is in the audit log");

@@ -180,7 +180,9 @@ async fn check_receipt(fixture: &Fixture, leaving: &Leaving, claims: &Value) {
     assert_eq!(rows["mcp_connections"], 1, "{claims}");
     assert!(claims["steps"]["rows"][other].is_null());
     assert_eq!(claims["steps"]["keys"]["versions"], serde_json::json!([1]));
-    assert_eq!(claims["steps"]["revoke"]["roles"][0], format!("org_{}", leaving.slug));
+    let roles = &claims["steps"]["revoke"]["roles"];
+    assert_eq!(roles[0], format!("org__{}", leaving.id.simple()));
+    assert_eq!(roles[1], format!("org_{}", leaving.slug));
     // The receipt names the end of the chain, and the chain has each step once.
     let id = leaving.id;
     let end =
@@ -202,6 +204,8 @@ async fn check_receipt(fixture: &Fixture, leaving: &Leaving, claims: &Value) {
 async fn check_what_is_left(fixture: &Fixture, leaving: &Leaving) {
     let (slug, id) = (&leaving.slug, leaving.id);
     assert_eq!(fixture.number(&format!("select count(*) from pg_roles where rolname ~ '^org_{slug}'")).await, 0);
+    let by_id = format!("select count(*) from pg_roles where rolname = 'org__{}'", leaving.id.simple());
+    assert_eq!(fixture.number(&by_id).await, 0);
     assert_eq!(fixture.number(&format!("select count(*) from tenant_keys where org_id = '{id}'")).await, 0);
     let left = i64::from(leaving.policy == DeletionPolicy::Retain);
     for table in ["sessions", "messages", "mcp_oauth_tokens"] {
@@ -254,6 +258,10 @@ async fn a_successor_of_the_same_name_keeps_its_roles_and_who_never_was_leaves_n
     let successor = fixture.database.organization("acme").await.unwrap();
     while !matches!(fixture.step(&leaving, Timestamp::now()).await, Outcome::Receipt(_)) {}
     assert_eq!(fixture.number("select count(*) from pg_roles where rolname ~ '^org_acme'").await, 2);
+    for (id, left) in [(predecessor.id, 0), (successor.id, 1)] {
+        let by_id = format!("select count(*) from pg_roles where rolname = 'org__{}'", id.simple());
+        assert_eq!(fixture.number(&by_id).await, left);
+    }
     let owner = fixture.text("select org_id::text from tenant_roles where role_name = 'org_acme'").await;
     assert_eq!(owner, successor.id.to_string());
 

@@ -50,8 +50,19 @@ impl Subjects {
         }
     }
 
-    /// Runs a statement as somebody and takes it back.
+    /// Runs a statement as somebody and takes it back: as the role with the organization's id, and as the one with its name.
     async fn try_as(&mut self, world: &World, subject: &str, statement: &str) -> Outcome {
+        let outcome = self.try_once(world, &world.acme, subject, statement).await;
+        if matches!(subject, "admin" | "user") {
+            let mut by_name = world.acme.clone();
+            by_name.id_role.clone_from(&by_name.role);
+            let same = self.try_once(world, &by_name, subject, statement).await;
+            assert_eq!(outcome, same, "{subject} by id and by name: {statement}");
+        }
+        outcome
+    }
+
+    async fn try_once(&mut self, world: &World, acme: &Organization, subject: &str, statement: &str) -> Outcome {
         let connection = match subject {
             "operator" => &mut self.operator,
             "read-only" => &mut self.read_only,
@@ -59,12 +70,12 @@ impl Subjects {
         };
         let mut tx = connection.begin().await.unwrap();
         match subject {
-            "admin" => become_tenant(&mut tx, &world.acme, Some(world.acme.admin.id), "admin").await.unwrap(),
-            "user" => become_tenant(&mut tx, &world.acme, Some(world.acme.alice.id), "user").await.unwrap(),
+            "admin" => become_tenant(&mut tx, acme, Some(acme.admin.id), "admin").await.unwrap(),
+            "user" => become_tenant(&mut tx, acme, Some(acme.alice.id), "user").await.unwrap(),
             "nobody" => {
-                let mut nobody = world.acme.clone();
-                nobody.role.clone_from(&world.nobody);
-                become_tenant(&mut tx, &nobody, Some(world.acme.admin.id), "admin").await.unwrap();
+                let mut nobody = acme.clone();
+                nobody.id_role.clone_from(&world.nobody);
+                become_tenant(&mut tx, &nobody, Some(acme.admin.id), "admin").await.unwrap();
             }
             _ => {}
         }

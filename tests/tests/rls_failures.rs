@@ -244,7 +244,7 @@ async fn an_empty_user_setting_means_nobody_and_raises_no_cast_error() {
     become_tenant(&mut tx, &world.acme, Some(world.acme.alice.id), "user").await.unwrap();
     tx.commit().await.unwrap();
     let mut tx = runtime.begin().await.unwrap();
-    sqlx::query("select set_config('role', $1, true)").bind(&world.acme.role).execute(&mut *tx).await.unwrap();
+    sqlx::query("select set_config('role', $1, true)").bind(&world.acme.id_role).execute(&mut *tx).await.unwrap();
     let left: Option<String> =
         sqlx::query_scalar("select current_setting('app.user_id', true)").fetch_one(&mut *tx).await.unwrap();
     assert_eq!(left.as_deref(), Some(""));

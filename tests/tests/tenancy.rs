@@ -108,28 +108,37 @@ async fn drift_is_put_right() {
     let fixture = Fixture::new().await;
     let acme = tenant("acme");
     let key = fixture.ensure(&acme).await.unwrap().data_keys;
-    let right = "select count(*) from pg_roles r where rolname = 'org_acme' and not rolcanlogin and not rolbypassrls
-                 and not rolcreaterole and (select array_agg(roleid::regrole::text) from pg_auth_members
-                 where member = r.oid) = array['agentapi_tenant'] and (select array_agg(member::regrole::text)
-                 from pg_auth_members where roleid = r.oid) = array['agentapi_runtime']";
-    assert_eq!(fixture.number(right).await, 1);
-    for drift in [
-        "alter role org_acme login createrole",
-        "alter role org_acme bypassrls",
-        "revoke org_acme from agentapi_runtime",
-        "create role meddler; grant org_acme to meddler",
-        "create role lure; grant lure to org_acme",
-        "drop role org_acme",
-    ] {
-        fixture.admin(drift).await;
-        assert_eq!(fixture.number(right).await, 0, "{drift} is no drift");
-        fixture.ensure(&acme).await.unwrap();
-        assert_eq!(fixture.number(right).await, 1, "after {drift}");
+    let id_role = format!("org__{}", acme.id.simple());
+    for role in ["org_acme", &id_role] {
+        drift_of_is_put_right(&fixture, &acme, role).await;
     }
     fixture.admin("delete from tenant_roles where role_name = 'org_acme'").await;
     fixture.ensure(&acme).await.unwrap();
     assert_eq!(fixture.number("select count(*) from tenant_roles").await, 2);
     assert_eq!(fixture.ensure(&acme).await.unwrap().data_keys, key, "the data key never changes");
+}
+
+async fn drift_of_is_put_right(fixture: &Fixture, acme: &Tenant, role: &str) {
+    let right = format!("select count(*) from pg_roles r where rolname = '{role}' and not rolcanlogin and not rolbypassrls
+                 and not rolcreaterole and (select array_agg(roleid::regrole::text) from pg_auth_members
+                 where member = r.oid) = array['agentapi_tenant'] and (select array_agg(member::regrole::text)
+                 from pg_auth_members where roleid = r.oid) = array['agentapi_runtime']");
+    assert_eq!(fixture.number(&right).await, 1);
+    for drift in [
+        "alter role ROLE login createrole",
+        "alter role ROLE bypassrls",
+        "revoke ROLE from agentapi_runtime",
+        "create role meddler; grant ROLE to meddler",
+        "create role lure; grant lure to ROLE",
+        "drop role ROLE",
+    ] {
+        let drift = drift.replace("ROLE", role);
+        fixture.admin(&drift).await;
+        assert_eq!(fixture.number(&right).await, 0, "{drift} is no drift");
+        fixture.ensure(acme).await.unwrap();
+        assert_eq!(fixture.number(&right).await, 1, "after {drift}");
+        fixture.admin("drop role if exists meddler; drop role if exists lure").await;
+    }
 }
 
 #[tokio::test]

@@ -98,9 +98,10 @@ fn has_drifted(organization: &Organization, snapshot: &Snapshot) -> bool {
                 && condition.status == "True"
                 && condition.observed_generation == organization.metadata.generation
         });
-    let Ok(wanted) = TenantRoles::of(&organization.name_any()) else { return false };
+    let id = organization.uid().and_then(|uid| uid.parse().ok());
+    let (Ok(wanted), Some(id)) = (TenantRoles::of(&organization.name_any()), id) else { return false };
     in_place
-        && (!roles::plan(&wanted, &snapshot.roles).is_empty()
+        && (!roles::plan(id, &wanted, &snapshot.roles).is_empty()
             || !snapshot.organizations.iter().any(|row| {
                 is(organization, row) && row.roles == 2 && Some(row.generation) == organization.metadata.generation
             }))

@@ -1,6 +1,7 @@
 //! Names that go into SQL text. Nothing else does.
 use agentapi_crds::names;
 use std::fmt;
+use uuid::Uuid;
 
 /// Longest identifier that Postgres does not cut off.
 const LONGEST: usize = 63;
@@ -33,10 +34,10 @@ impl fmt::Display for Identifier {
     }
 }
 
-/// The two roles of a tenant.
+/// The roles of a tenant that are called after its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TenantRoles {
-    /// `org_<slug>`: what the runtime becomes.
+    /// `org_<slug>`: what an administrator becomes to see what the tenant sees.
     pub tenant: Identifier,
     /// `org_<slug>_ro`: what people log in as to read.
     pub read: Identifier,
@@ -59,6 +60,12 @@ impl TenantRoles {
             read: Identifier::new(names::tenant_read_role(slug))?,
         })
     }
+}
+
+/// `org__<id>`: what the runtime becomes.
+#[must_use]
+pub fn id_role(id: Uuid) -> Identifier {
+    Identifier(names::tenant_id_role(&id.to_string()))
 }
 
 /// A string literal. Only for text of our own making (verifiers and digests), and checked all the same.
@@ -101,6 +108,15 @@ mod tests {
                 let roles = TenantRoles::of(&slug).unwrap();
                 prop_assert!(roles.tenant != roles.read);
                 prop_assert!(roles.read.as_str().len() <= LONGEST);
+            }
+        }
+
+        #[test]
+        fn no_name_gives_the_role_of_an_id(slug in "[a-z]([a-z0-9-]{0,38}[a-z0-9])?", id: u128) {
+            let id = id_role(Uuid::from_u128(id));
+            prop_assert!(Identifier::new(id.as_str().to_owned()).is_ok());
+            if let Ok(roles) = TenantRoles::of(&slug) {
+                prop_assert!(roles.tenant != id && roles.read != id);
             }
         }
 

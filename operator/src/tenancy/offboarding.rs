@@ -1,6 +1,10 @@
 //! An organization leaves, step by step. Each step is one transaction that does its work, writes its audit row and
 //! records itself in `offboardings`: whoever comes after a crash goes on with the next one, and no step is done twice.
-use super::{Result, failed, names::TenantRoles, organization::policy_word};
+use super::{
+    Result, failed,
+    names::{Identifier, TenantRoles, id_role},
+    organization::policy_word,
+};
 use crate::{
     audit::ACTOR,
     signing::{Signer, Statement},
@@ -215,7 +219,7 @@ async fn drain(
     Ok(Ok(json!({ "sessionsCutOff": left })))
 }
 
-/// The roles belong to the name; when a successor has it they are the successor's.
+/// One role belongs to the organization; those that belong to the name are a successor's when there is one.
 async fn revoke(tx: &mut PgConnection, leaving: &Leaving) -> Result<Value> {
     let successor: bool = sqlx::query_scalar(
         "select exists (select 1 from organizations where slug = $1 and id <> $2 and deleted_at is null)",
@@ -225,8 +229,10 @@ async fn revoke(tx: &mut PgConnection, leaving: &Leaving) -> Result<Value> {
     .fetch_one(&mut *tx)
     .await
     .map_err(failed("look for a successor"))?;
+    let own = id_role(leaving.id);
+    drop_role(tx, &own).await?;
     if successor {
-        return Ok(json!({ "roles": [], "successor": true }));
+        return Ok(json!({ "roles": [own.as_str()], "successor": true }));
     }
     sqlx::query("delete from tenant_roles where org_id = $1")
         .bind(leaving.id)
@@ -235,12 +241,17 @@ async fn revoke(tx: &mut PgConnection, leaving: &Leaving) -> Result<Value> {
         .map_err(failed("remove the tenant's roles"))?;
     let roles = TenantRoles::of(&leaving.slug)?;
     for role in [&roles.tenant, &roles.read] {
-        sqlx::query(AssertSqlSafe(format!("drop role if exists {role}")))
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("drop the tenant's roles"))?;
+        drop_role(tx, role).await?;
     }
-    Ok(json!({ "roles": [roles.tenant.as_str(), roles.read.as_str()] }))
+    Ok(json!({ "roles": [own.as_str(), roles.tenant.as_str(), roles.read.as_str()] }))
+}
+
+async fn drop_role(tx: &mut PgConnection, role: &Identifier) -> Result<()> {
+    sqlx::query(AssertSqlSafe(format!("drop role if exists {role}")))
+        .execute(tx)
+        .await
+        .map_err(failed("drop the tenant's roles"))?;
+    Ok(())
 }
 
 async fn destroy_keys(tx: &mut PgConnection, id: Uuid) -> Result<Value> {

@@ -29,7 +29,7 @@ pub struct Tenant {
     pub id: Uuid,
     /// `metadata.name`.
     pub slug: String,
-    /// Its two roles.
+    /// The roles that are called after its name.
     pub roles: TenantRoles,
     /// Name that people read.
     pub display_name: String,
@@ -182,7 +182,7 @@ async fn bring_roles_into_order(
     changes: &mut Changes<'_>,
 ) -> Result<Catalogue> {
     let catalogue = roles::observe(&mut *tx).await?;
-    let statements = roles::plan(&tenant.roles, &catalogue);
+    let statements = roles::plan(tenant.id, &tenant.roles, &catalogue);
     let in_order = statements.is_empty();
     for statement in statements {
         tracing::info!(organization = %tenant.slug, statement, "changing a role");

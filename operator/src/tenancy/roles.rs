@@ -2,10 +2,11 @@
 //! The comparison is pure; `observe` reads all tenants' roles at once.
 use super::{
     Result, failed,
-    names::{Identifier, TenantRoles},
+    names::{Identifier, TenantRoles, id_role},
 };
 use sqlx::{PgExecutor, Row, postgres::PgRow};
 use std::collections::BTreeMap;
+use uuid::Uuid;
 
 const TENANT_GROUP: &str = "agentapi_tenant";
 const READ_GROUP: &str = "agentapi_tenant_ro";
@@ -83,8 +84,11 @@ fn observed(row: &PgRow) -> sqlx::Result<(String, Observed)> {
 }
 
 /// Statements that bring a tenant's roles into order; none when they are.
-pub fn plan(roles: &TenantRoles, catalogue: &Catalogue) -> Vec<String> {
-    let mut statements = plan_role(&roles.tenant, &Kind::Tenant, catalogue.get(roles.tenant.as_str()));
+pub fn plan(id: Uuid, roles: &TenantRoles, catalogue: &Catalogue) -> Vec<String> {
+    let mut statements = Vec::new();
+    for role in [&id_role(id), &roles.tenant] {
+        statements.extend(plan_role(role, &Kind::Tenant, catalogue.get(role.as_str())));
+    }
     statements.extend(plan_role(&roles.read, &Kind::Read, catalogue.get(roles.read.as_str())));
     statements
 }
@@ -165,6 +169,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    const ID: Uuid = Uuid::from_u128(0x2b8e_4a5c_1111_4222_8333_4444_5555_6666);
+
     fn right() -> Catalogue {
         let tenant = Observed {
             inherit: true,
@@ -181,13 +187,14 @@ mod tests {
             member_of: vec![READ_GROUP.into()],
             ..Observed::default()
         };
-        [("org_acme".to_owned(), tenant), ("org_acme_ro".to_owned(), read)].into()
+        let id = id_role(ID).as_str().to_owned();
+        [(id, tenant.clone()), ("org_acme".to_owned(), tenant), ("org_acme_ro".to_owned(), read)].into()
     }
 
     fn planned(change: impl FnOnce(&mut Catalogue)) -> Vec<String> {
         let mut catalogue = right();
         change(&mut catalogue);
-        plan(&TenantRoles::of("acme").unwrap(), &catalogue)
+        plan(ID, &TenantRoles::of("acme").unwrap(), &catalogue)
     }
 
     #[test]

@@ -3,7 +3,7 @@ use super::Database;
 use agentapi_crds::common::DeletionPolicy;
 use agentapi_operator::envelope::{MasterKey, MasterKeys};
 use agentapi_operator::metrics::Metrics;
-use agentapi_operator::tenancy::{self, names::TenantRoles, organization::Tenant};
+use agentapi_operator::tenancy::{self, names::{TenantRoles, id_role}, organization::Tenant};
 use anyhow::Result;
 use secrecy::SecretString;
 use serde_json::json;
@@ -21,8 +21,10 @@ pub struct Organization {
     pub id: Uuid,
     /// Name of the resource.
     pub slug: String,
-    /// Role that the runtime takes on.
+    /// Role that is called after it.
     pub role: String,
+    /// Role that the runtime takes on.
+    pub id_role: String,
     /// Login for direct use.
     pub read_only_role: String,
     /// Its password.
@@ -54,8 +56,10 @@ impl Database {
     pub async fn organization(&self, slug: &str) -> Result<Organization> {
         let role = format!("org_{}", slug.replace('-', "_"));
         let user = |subject: &str, role| User { id: Uuid::now_v7(), subject: format!("{slug}-{subject}"), role };
+        let id = Uuid::new_v4();
         let organization = Organization {
-            id: Uuid::new_v4(),
+            id,
+            id_role: id_role(id).as_str().to_owned(),
             slug: slug.to_owned(),
             read_only_role: format!("{role}_ro"),
             // The same in every database of the server, because the role is.
@@ -138,7 +142,7 @@ pub async fn become_tenant(
         "select set_config('role', $1, true), set_config('app.user_id', $2, true),
                 set_config('app.user_role', $3, true)",
     )
-    .bind(&organization.role)
+    .bind(&organization.id_role)
     .bind(user.map(|id| id.to_string()).unwrap_or_default())
     .bind(role)
     .execute(tx)
