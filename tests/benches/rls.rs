@@ -2,8 +2,9 @@
 //! `cargo bench -p agentapi-tests --bench rls` prints transactions per second and their ratio; nothing is asserted here.
 //!
 //! A transaction is what a request runs: begin, role and user, query, commit. `pgbench` keeps both cores busy, so that what
-//! is compared is work and not how fast the kernel wakes up who waits. Two tables: one organization all the time, whose
-//! plans Postgres keeps; and all in turn on the same connections, where it has to plan for each role anew.
+//! is compared is work and not how fast the kernel wakes up who waits. Three tables: one organization; 21, each on a
+//! connection that it keeps, as the runtime does as long as there are enough (`store::shelf`); and 21 in turn on the same
+//! four connections, the worst that can be, where Postgres has to plan for each role anew.
 #![allow(clippy::print_stdout)]
 use agentapi_tests::pg::load::{HOT_QUERIES, HotQuery, Scale, fill, pgbench};
 use agentapi_tests::pg::{Database, Organization};
@@ -27,8 +28,9 @@ async fn main() -> Result<()> {
     let scale = Scale { organizations: 100, sessions: 200, messages: 20, audit: 500 };
     println!("filling: {scale:?}");
     let session = fill(&with, scale, acme.id, acme.alice.id, acme.workspace).await?;
+    let mut organizations = vec![acme];
     for n in 1..=OTHERS {
-        with.organization(&format!("other-{n}")).await?;
+        organizations.push(with.organization(&format!("other-{n}")).await?);
     }
     let without = with.copy().await?;
     let mut admin = without.connect(&without.admin_url()).await?;
@@ -39,34 +41,56 @@ async fn main() -> Result<()> {
         admin.execute(AssertSqlSafe(format!("alter table {table} disable row level security"))).await?;
     }
     admin.execute("vacuum analyze").await?;
-    for many in [false, true] {
-        let title = if many { "transactions/s, 21 organizations in turn" } else { "transactions/s, one organization" };
-        println!("{title:<42} {:>10} {:>10} {:>16}", "with RLS", "without", "cost of RLS");
+    for load in [Load::One, Load::Kept, Load::InTurn] {
+        println!("{:<42} {:>10} {:>10} {:>16}", load.title(), "with RLS", "without", "cost of RLS");
         for query in HOT_QUERIES {
-            compare(&with, &without, &acme, session, query, many)?;
+            compare(&with, &without, &organizations, session, query, load)?;
         }
     }
     Ok(())
 }
 
+/// Who uses which connection.
+#[derive(Clone, Copy, PartialEq)]
+enum Load {
+    One,
+    Kept,
+    InTurn,
+}
+
+impl Load {
+    fn title(self) -> &'static str {
+        match self {
+            Self::One => "transactions/s, one organization",
+            Self::Kept => "21 organizations on connections they keep",
+            Self::InTurn => "21 organizations in turn on 4 connections",
+        }
+    }
+
+    fn clients(self, organizations: usize) -> u32 {
+        if self == Self::Kept { u32::try_from(organizations).unwrap_or(CLIENTS) } else { CLIENTS }
+    }
+}
+
 fn compare(
     with: &Database,
     without: &Database,
-    acme: &Organization,
+    organizations: &[Organization],
     session: Uuid,
     query: &HotQuery,
-    many: bool,
+    load: Load,
 ) -> Result<()> {
     let text = |sql: &str| {
         sql.replace("                   ", " ")
             .replace("$1", &format!("'{session}'"))
-            .replace("$2", &format!("'{}'", acme.id))
+            .replace("$2", &format!("'{}'", organizations[0].id))
     };
     let (mut on, mut off) = (Vec::new(), Vec::new());
+    let clients = load.clients(organizations.len());
     // Alternating rounds, so that both see the same weather on the machine.
     for _ in 0..ROUNDS {
-        on.push(pgbench(with, &script(acme, query, &text(query.with_rls), many), CLIENTS, SECONDS)?);
-        off.push(pgbench(without, &script(acme, query, &text(query.without_rls), many), CLIENTS, SECONDS)?);
+        on.push(pgbench(with, &script(organizations, query, &text(query.with_rls), load), clients, SECONDS)?);
+        off.push(pgbench(without, &script(organizations, query, &text(query.without_rls), load), clients, SECONDS)?);
     }
     let (on, off) = (median(on), median(off));
     println!("{:<42} {on:>10.0} {off:>10.0} {:>14.1} %", query.name, (off / on - 1.0) * 100.0);
@@ -74,19 +98,18 @@ fn compare(
 }
 
 /// Others are looked at for what is acme's: they find nothing, on the same way.
-fn script(acme: &Organization, query: &HotQuery, text: &str, many: bool) -> String {
+fn script(organizations: &[Organization], query: &HotQuery, text: &str, load: Load) -> String {
+    let acme = &organizations[0];
     let user = if query.role == "admin" { acme.admin.id } else { acme.alice.id };
-    let (set, role) = if many {
-        (
-            format!("\\set org random(0, {OTHERS})\n"),
-            "case when :org = 0 then 'org_acme' else 'org_other_' || cast(:org as text) end",
-        )
-    } else {
-        (String::new(), "'org_acme'")
+    let set = match load {
+        Load::One => "\\set org 0\n".to_owned(),
+        Load::Kept => "\\set org :client_id\n".to_owned(),
+        Load::InTurn => format!("\\set org random(0, {OTHERS})\n"),
     };
+    let roles = organizations.iter().map(|one| format!("'{}'", one.id_role)).collect::<Vec<_>>().join(", ");
     format!(
-        "{set}begin;\nselect set_config('role', {role}, true), set_config('app.user_id', '{user}', true), \
-         set_config('app.user_role', '{}', true);\n{text};\ncommit;\n",
+        "{set}begin;\nselect set_config('role', (array[{roles}])[:org + 1], true), \
+         set_config('app.user_id', '{user}', true), set_config('app.user_role', '{}', true);\n{text};\ncommit;\n",
         query.role
     )
 }

@@ -133,7 +133,7 @@ async fn a_killed_writer_loses_no_acknowledged_row_and_leaves_no_half_one() -> R
     for round in 0..3 {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--ignored", "--exact", "--nocapture", "the_writer_that_is_killed"])
-            .env(CHILD, format!("{} {} {} {round}", db.runtime_url(), organization.role, organization.id))
+            .env(CHILD, format!("{} {} {} {round}", db.runtime_url(), organization.id_role, organization.id))
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()?;
@@ -168,7 +168,8 @@ async fn the_writer_that_is_killed() -> Result<()> {
     let organization = Organization {
         id: id.parse()?,
         slug: String::new(),
-        role: role.to_owned(),
+        role: String::new(),
+        id_role: role.to_owned(),
         read_only_role: String::new(),
         read_only_password: String::new(),
         workspace: Uuid::nil(),

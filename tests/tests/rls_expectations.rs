@@ -1,6 +1,6 @@
 //! expectations/rls.yaml, line by line, with the real logins on a real Postgres.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
-use agentapi_tests::pg::{World, become_tenant};
+use agentapi_tests::pg::{Organization, World, become_tenant};
 use serde::Deserialize;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use std::collections::BTreeMap;

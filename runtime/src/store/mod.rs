@@ -14,6 +14,7 @@ pub mod observations;
 mod phase;
 pub mod prompts;
 pub mod sessions;
+mod shelf;
 pub mod suspension;
 pub mod users;
 pub mod workspaces;
@@ -24,11 +25,12 @@ use std::time::Duration;
 use moka::future::Cache;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{PgPool, Postgres, Transaction};
+use sqlx::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use crate::auth::Role;
+use shelf::{Borrowed, Entry, Shelf};
 use identity::Organization;
 
 /// Connections that are kept open.
@@ -112,13 +114,14 @@ impl<'a> TenantScope<'a> {
 #[derive(Clone)]
 pub struct Store {
     pool: PgPool,
+    shelf: Arc<Shelf>,
     shares: Cache<Uuid, Arc<Semaphore>>,
     share: usize,
 }
 
 /// A transaction that sees one tenant's rows. Dropping it rolls back.
 pub struct TenantTx {
-    tx: Transaction<'static, Postgres>,
+    tx: Borrowed,
     /// The tenant's share of connections is one smaller while this lives.
     _share: Option<OwnedSemaphorePermit>,
     organization_id: Uuid,
@@ -138,10 +141,11 @@ impl Store {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .idle_timeout(Duration::from_secs(300))
             .connect_lazy_with(options);
+        let shelf = Arc::new(Shelf::new(pool.clone(), max_connections));
         // One tenant's burst must leave connections for the others.
-        let share = usize::try_from(max_connections / 2).unwrap_or(1).max(1);
+        let share = (shelf.limit() / 2).max(1);
         let shares = Cache::builder().max_capacity(10_000).build();
-        Ok(Self { pool, shares, share })
+        Ok(Self { pool, shelf, shares, share })
     }
 
     /// Whether the database answers.
@@ -152,25 +156,20 @@ impl Store {
 
     /// Closes the pool.
     pub async fn close(&self) {
+        self.shelf.clear();
         self.pool.close().await;
     }
 
-    /// Begins a transaction as the tenant's role. The settings end with the transaction, so a pooled connection
-    /// carries nothing over to the next tenant.
+    /// Begins a transaction as the tenant's role.
     pub async fn tenant_tx(&self, scope: &TenantScope<'_>) -> Result<TenantTx, StoreError> {
         let share = if scope.platform { None } else { Some(self.share_of(scope.organization.id).await?) };
-        let mut tx = self.pool.begin().await?;
-        let user = scope.user_id.map(|id| id.to_string()).unwrap_or_default();
-        sqlx::query(
-            "select set_config('role', $1, true), set_config('app.user_id', $2, true),
-                    set_config('app.user_role', $3, true)",
-        )
-        .bind(&scope.organization.role_name)
-        .bind(user)
-        .bind(scope.role.as_str())
-        .execute(&mut *tx)
-        .await
-        .map_err(role_gone)?;
+        let entry = Entry {
+            organization: scope.organization.id,
+            role_name: &scope.organization.role_name,
+            user_id: scope.user_id,
+            role: scope.role,
+        };
+        let tx = self.shelf.begin(&entry, ACQUIRE_TIMEOUT).await.map_err(role_gone)?;
         let (organization_id, user_id, role) = (scope.organization.id, scope.user_id, scope.role);
         Ok(TenantTx { tx, _share: share, organization_id, user_id, role })
     }

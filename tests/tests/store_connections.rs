@@ -1,0 +1,119 @@
+//! Which connection a transaction of a tenant gets, and what becomes of it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+use agentapi_runtime::store::identity::Organization;
+use agentapi_runtime::store::{Store, TenantScope};
+use agentapi_tests::pg::Database;
+use secrecy::SecretString;
+use sqlx::PgConnection;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+struct Fixture {
+    store: Store,
+    organizations: Vec<Organization>,
+    admin: PgConnection,
+}
+
+impl Fixture {
+    async fn new(organizations: usize, max_connections: u32) -> Self {
+        let db = Database::create().await.unwrap();
+        let store = Store::connect(&SecretString::from(db.runtime_url()), max_connections).unwrap();
+        let mut found = Vec::new();
+        for n in 0..organizations {
+            let slug = format!("shelf-{n}");
+            db.organization(&slug).await.unwrap();
+            found.push(store.organization_by_slug(&slug).await.unwrap().unwrap());
+        }
+        Self { store, organizations: found, admin: db.connect(&db.admin_url()).await.unwrap() }
+    }
+
+    /// Server processes that have a transaction open.
+    async fn at_work(&mut self) -> Vec<i32> {
+        let pids = "select pid from pg_stat_activity where datname = current_database() and state = 'idle in transaction'
+                    and application_name = 'agentapi-runtime'";
+        sqlx::query_scalar(pids).fetch_all(&mut self.admin).await.unwrap()
+    }
+
+    async fn connections(&mut self) -> i64 {
+        let count = "select count(*) from pg_stat_activity where datname = current_database()
+                     and application_name = 'agentapi-runtime'";
+        sqlx::query_scalar(count).fetch_one(&mut self.admin).await.unwrap()
+    }
+
+    /// The server process behind one transaction of this organization.
+    async fn used_by(&mut self, n: usize) -> i32 {
+        let tx = self.store.tenant_tx(&TenantScope::system(&self.organizations[n])).await.unwrap();
+        let pids = self.at_work().await;
+        tx.commit().await.unwrap();
+        assert_eq!(pids.len(), 1, "{pids:?}");
+        pids[0]
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_organization_gets_the_connection_that_it_had() {
+    let mut fixture = Fixture::new(3, 16).await;
+    let first = [fixture.used_by(0).await, fixture.used_by(1).await, fixture.used_by(2).await];
+    assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), 3, "{first:?}");
+    for n in [2, 0, 1, 1, 0, 2, 0, 1, 2] {
+        assert_eq!(fixture.used_by(n).await, first[n]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_organizations_than_connections_share_them() {
+    let mut fixture = Fixture::new(6, 4).await;
+    for round in 0..3 {
+        for n in 0..6 {
+            assert!(fixture.used_by(n).await > 0, "round {round}");
+        }
+    }
+    let all = (0..200).map(|n| {
+        let (store, organization) = (fixture.store.clone(), fixture.organizations[n % 6].clone());
+        tokio::spawn(async move {
+            let tx = store.tenant_tx(&TenantScope::system(&organization)).await.unwrap();
+            // Some end well, some are dropped.
+            if n % 3 == 0 { drop(tx) } else { tx.commit().await.unwrap() }
+        })
+    });
+    for one in all.collect::<Vec<_>>() {
+        one.await.unwrap();
+    }
+    assert!(fixture.connections().await <= 4);
+    // Statements without a tenant still find one.
+    fixture.store.ping().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_dropped_is_rolled_back() {
+    let mut fixture = Fixture::new(1, 8).await;
+    let tx = fixture.store.tenant_tx(&TenantScope::system(&fixture.organizations[0])).await.unwrap();
+    assert_eq!(fixture.at_work().await.len(), 1);
+    drop(tx);
+    let gone = async {
+        while !fixture.at_work().await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("the transaction is still open");
+    tokio::time::timeout(Duration::from_secs(10), fixture.store.close()).await.expect("a connection was never given back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_cut_its_connections_is_not_noticed() {
+    let mut fixture = Fixture::new(3, 16).await;
+    for n in 0..3 {
+        fixture.used_by(n).await;
+    }
+    let cut: i64 = sqlx::query_scalar(
+        "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity where datname = current_database()
+         and application_name = 'agentapi-runtime'",
+    )
+    .fetch_one(&mut fixture.admin)
+    .await
+    .unwrap();
+    assert!(cut >= 3);
+    for n in 0..3 {
+        fixture.used_by(n).await;
+    }
+}
