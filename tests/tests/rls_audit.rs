@@ -83,7 +83,10 @@ async fn the_verifier_agrees_with_the_trigger() {
     let (rows, head) = export(&mut ro, &world.acme).await;
     // Two are the operator's: it made the organization and gave its login a password.
     assert_eq!(rows.len(), 2 + 200);
-    assert_eq!((rows[1].db_role.as_str(), rows[2].db_role.as_str()), ("agentapi_operator", world.acme.id_role.as_str()));
+    assert_eq!(
+        (rows[1].db_role.as_str(), rows[2].db_role.as_str()),
+        ("agentapi_operator", world.acme.id_role.as_str())
+    );
     for row in &rows {
         assert_eq!(chain::hash(row), row.hash, "{row:?}");
     }

@@ -29,7 +29,8 @@ impl Fixture {
 
     /// Server processes that have a transaction open.
     async fn at_work(&mut self) -> Vec<i32> {
-        let pids = "select pid from pg_stat_activity where datname = current_database() and state = 'idle in transaction'
+        let pids =
+            "select pid from pg_stat_activity where datname = current_database() and state = 'idle in transaction'
                     and application_name = 'agentapi-runtime'";
         sqlx::query_scalar(pids).fetch_all(&mut self.admin).await.unwrap()
     }
@@ -96,7 +97,9 @@ async fn what_is_dropped_is_rolled_back() {
         }
     };
     tokio::time::timeout(Duration::from_secs(10), gone).await.expect("the transaction is still open");
-    tokio::time::timeout(Duration::from_secs(10), fixture.store.close()).await.expect("a connection was never given back");
+    tokio::time::timeout(Duration::from_secs(10), fixture.store.close())
+        .await
+        .expect("a connection was never given back");
 }
 
 #[tokio::test(flavor = "multi_thread")]

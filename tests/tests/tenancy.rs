@@ -119,10 +119,12 @@ async fn drift_is_put_right() {
 }
 
 async fn drift_of_is_put_right(fixture: &Fixture, acme: &Tenant, role: &str) {
-    let right = format!("select count(*) from pg_roles r where rolname = '{role}' and not rolcanlogin and not rolbypassrls
+    let right = format!(
+        "select count(*) from pg_roles r where rolname = '{role}' and not rolcanlogin and not rolbypassrls
                  and not rolcreaterole and (select array_agg(roleid::regrole::text) from pg_auth_members
                  where member = r.oid) = array['agentapi_tenant'] and (select array_agg(member::regrole::text)
-                 from pg_auth_members where roleid = r.oid) = array['agentapi_runtime']");
+                 from pg_auth_members where roleid = r.oid) = array['agentapi_runtime']"
+    );
     assert_eq!(fixture.number(&right).await, 1);
     for drift in [
         "alter role ROLE login createrole",

@@ -24,14 +24,14 @@ use std::time::Duration;
 
 use moka::future::Cache;
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use crate::auth::Role;
-use shelf::{Borrowed, Entry, Shelf};
 use identity::Organization;
+use shelf::{Borrowed, Entry, Shelf};
 
 /// Connections that are kept open.
 const MIN_CONNECTIONS: u32 = 2;

@@ -3,7 +3,11 @@ use super::Database;
 use agentapi_crds::common::DeletionPolicy;
 use agentapi_operator::envelope::{MasterKey, MasterKeys};
 use agentapi_operator::metrics::Metrics;
-use agentapi_operator::tenancy::{self, names::{TenantRoles, id_role}, organization::Tenant};
+use agentapi_operator::tenancy::{
+    self,
+    names::{TenantRoles, id_role},
+    organization::Tenant,
+};
 use anyhow::Result;
 use secrecy::SecretString;
 use serde_json::json;
