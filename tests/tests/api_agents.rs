@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use agentapi_tests::api::Api;
+use agentapi_crds::names::env;
+use agentapi_tests::api::{Answer, Api};
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::fakemodel::{self, Recorded};
 use agentapi_tests::mcp::raw::Raw;
@@ -77,5 +78,158 @@ async fn an_agent_talks_knows_its_rules_and_finds_its_servers(#[case] agent: &st
         Ok(if server.count("tools/list") > 0 { Ok(()) } else { Err(format!("{seen:?}")) })
     })
     .await?;
+    Ok(())
+}
+
+/// The permission that the agent asks for.
+async fn asked(api: &Api, session: &str) -> Result<Value> {
+    let path = format!("/v1/sessions/{session}/permissions");
+    eventually("a question of the agent", TURN, async || {
+        let body = api.get(&path).await?.expect(200)?;
+        Ok(body["permissions"].get(0).cloned().ok_or_else(|| body.to_string()))
+    })
+    .await
+}
+
+/// Answers it with the first option of this kind.
+async fn answer(api: &Api, session: &str, question: &Value, kind: &str) -> Result<Answer> {
+    let options = question["options"].as_array().unwrap();
+    let option = options.iter().find(|option| option["kind"] == kind).unwrap_or_else(|| panic!("{kind}: {question}"));
+    let body = json!({"id": question["id"], "option_id": option["option_id"]});
+    api.post(&format!("/v1/sessions/{session}/permission"), &body).await
+}
+
+#[rstest]
+#[case::claude("claude")]
+#[case::codex("codex")]
+#[case::droid("droid")]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_in_a_terminal_asks_is_answered_and_stops(#[case] agent: &str) -> Result<()> {
+    let (platform, replica, acme) = platform(SESSION_POD).await?;
+    let model = fakemodel::serve(fakemodel::Config::default()).await?;
+    platform.pods.set_agent(PodAgent::real(agent, "pty", &model)?);
+    let alice = replica.api(Some(&acme.alice))?;
+    let session = running(&alice, json!({"workspace": "main"})).await?;
+    alice.stable(&session, TURN).await?;
+    let made =
+        |name: &str| platform.pods.folder(session.parse().unwrap()).unwrap().join("workspace").join(name).exists();
+
+    send(&alice, &session, "run: touch allowed").await?;
+    let question = asked(&alice, &session).await?;
+    assert!(question["tool_call"]["raw_input"]["text"].as_str().unwrap().contains("touch allowed"), "{question}");
+    assert!(!made("allowed"));
+    answer(&alice, &session, &question, "allow_once").await?.expect(200)?;
+    let printed = said(&alice.stable(&session, TURN).await?);
+    assert!(made("allowed"), "{printed}");
+    assert!(printed.contains("The command printed:"), "{printed}");
+    let again = answer(&alice, &session, &question, "allow_once").await?;
+    assert_eq!((again.status.as_u16(), again.problem()), (409, "permission-answered"), "{again:?}");
+
+    send(&alice, &session, "run: touch rejected").await?;
+    let question = asked(&alice, &session).await?;
+    answer(&alice, &session, &question, "reject_once").await?.expect(200)?;
+    alice.stable(&session, TURN).await?;
+    assert!(!made("rejected"));
+
+    // Somebody answers at the screen: the request is withdrawn.
+    send(&alice, &session, "run: touch by-hand").await?;
+    asked(&alice, &session).await?;
+    let path = format!("/v1/sessions/{session}");
+    alice.post(&format!("{path}/message"), &json!({"content": "\r", "type": "raw"})).await?.expect(200)?;
+    alice.stable(&session, TURN).await?;
+    let open = alice.get(&format!("{path}/permissions")).await?.expect(200)?;
+    assert_eq!(open, json!({"permissions": []}));
+    assert!(made("by-hand"));
+
+    let idle = alice.post(&format!("{path}/cancel"), &json!({})).await?;
+    assert_eq!((idle.status.as_u16(), idle.problem()), (409, "agent-idle"), "{idle:?}");
+    send(&alice, &session, "slow 600").await?;
+    // Not every agent shows what it has got so far.
+    eventually("the model is asked", TURN, async || {
+        let asked = requests(&model).await?;
+        let begun = asked.iter().any(|it| it.user == "slow 600" && it.reply.contains("word 600"));
+        Ok(if begun { Ok(()) } else { Err(format!("{} requests", asked.len())) })
+    })
+    .await?;
+    eventually("it can be stopped", TURN, async || {
+        let answer = alice.post(&format!("{path}/cancel"), &json!({})).await?;
+        Ok(if answer.status.is_success() { Ok(()) } else { Err(answer.body.to_string()) })
+    })
+    .await?;
+    let stopped = said(&alice.stable(&session, TURN).await?);
+    assert!(!stopped.contains("word 600"), "{stopped}");
+    assert!(turn(&alice, &session, "echo: and on").await?.contains("and on"));
+    Ok(())
+}
+
+/// More lines than the terminal has, so that the agent's history scrolls and is drawn anew.
+#[rstest]
+#[case::claude("claude")]
+#[case::codex("codex")]
+#[case::droid("droid")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_answer_comes_whole_and_leaves_the_others_alone(#[case] agent: &str) -> Result<()> {
+    let (platform, replica, acme) = platform(SESSION_POD).await?;
+    let model = fakemodel::serve(fakemodel::Config::default()).await?;
+    platform.pods.set_agent(PodAgent::real(agent, "pty", &model)?);
+    let alice = replica.api(Some(&acme.alice))?;
+    let session = running(&alice, json!({"workspace": "main"})).await?;
+    alice.stable(&session, TURN).await?;
+    turn(&alice, &session, "echo: before it").await?;
+    let before = alice.stable(&session, TURN).await?;
+    let long = turn(&alice, &session, "long 1500").await?;
+    let lines: Vec<&str> = long.lines().map(|line| line.trim_matches(['●', '•', '⛬', ' '])).collect();
+    let expected: Vec<String> = (1..=1500).map(|number| format!("line {number}")).collect();
+    assert_eq!(lines, expected, "{} lines", lines.len());
+    let after = turn(&alice, &session, "echo: after it").await?;
+    assert!(after.contains("after it") && after.lines().count() < 4, "{after}");
+    let messages = alice.stable(&session, TURN).await?;
+    assert_eq!(messages[..before.len()], before);
+    assert_eq!(messages.len(), before.len() + 4);
+    Ok(())
+}
+
+#[rstest]
+#[case::claude("claude")]
+#[case::codex("codex")]
+#[case::droid("droid")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_in_an_answer_is_not_its_end(#[case] agent: &str) -> Result<()> {
+    let (platform, replica, acme) = platform(SESSION_POD).await?;
+    // Longer than an agent has to be quiet to be taken for done.
+    let config = fakemodel::Config { word_delay: Duration::from_secs(4), ..fakemodel::Config::default() };
+    platform.pods.set_agent(PodAgent::real(agent, "pty", &fakemodel::serve(config).await?)?);
+    let alice = replica.api(Some(&acme.alice))?;
+    let session = running(&alice, json!({"workspace": "main"})).await?;
+    alice.stable(&session, TURN).await?;
+    let answer = turn(&alice, &session, "slow 3").await?;
+    assert!(answer.contains("word 1 word 2 word 3"), "{answer}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policy_of_a_workspace_answers_at_the_screen() -> Result<()> {
+    let (platform, replica, acme) = platform(SESSION_POD).await?;
+    let model = fakemodel::serve(fakemodel::Config::default()).await?;
+    let alice = replica.api(Some(&acme.alice))?;
+    for (policy, happens) in [("allow", true), ("reject", false)] {
+        platform.pods.set_agent(PodAgent::real("claude", "pty", &model)?.with(env::PERMISSIONS, policy));
+        let session = running(&alice, json!({"workspace": "main"})).await?;
+        alice.stable(&session, TURN).await?;
+        send(&alice, &session, "run: touch decided").await?;
+        // Nobody answers, and the question is gone.
+        eventually("an answer", TURN, async || {
+            let body = alice.get(&format!("/v1/sessions/{session}/messages")).await?.expect(200)?;
+            let words = said(body["messages"].as_array().unwrap());
+            let over = words.contains("touch decided") && !words.contains("Do you want to proceed?");
+            Ok(if over { Ok(()) } else { Err(words) })
+        })
+        .await?;
+        alice.stable(&session, TURN).await?;
+        let file = platform.pods.folder(session.parse()?)?.join("workspace/decided");
+        assert_eq!(file.exists(), happens, "{policy}");
+        let open = alice.get(&format!("/v1/sessions/{session}/permissions")).await?.expect(200)?;
+        assert_eq!(open, json!({"permissions": []}));
+    }
     Ok(())
 }

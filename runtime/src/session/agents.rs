@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 
+use super::boxes::PermissionBox;
+
 /// Names of all agent types, as coder/agentapi spells them, with their data files.
 const FILES: &[(&str, &str)] = &[
     ("aider", include_str!("agents/aider.json")),
@@ -101,6 +103,20 @@ pub(super) struct AgentProfile {
     /// How a message is typed.
     #[serde(default)]
     pub input: Input,
+    /// How it asks for a permission. None: it is not known; the user looks at the screen.
+    #[serde(default)]
+    pub permission: Option<PermissionBox>,
+    /// What makes it stop in the middle of its work.
+    #[serde(default)]
+    pub cancel: Option<Cancel>,
+}
+
+/// What makes an agent stop.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Cancel {
+    /// Keystrokes.
+    pub keys: String,
 }
 
 /// An agent that speaks the Agent Client Protocol on its standard input and output.

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 
 use serde_json::json;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     boxes::{self, Question},
     events::Body,
     host::{Host, Inner},
-    permissions::{Ask, Choice, Outcome, ToolCall},
+    permissions::{AnswerError, Ask, Choice, Outcome, ToolCall},
     pty::PtyError,
     screen::Frame,
 };
@@ -35,12 +36,28 @@ impl Host {
         inner.asked = question.map(|question| {
             let gone = CancellationToken::new();
             let (host, asks, ended) = (Arc::clone(self), question.clone(), gone.clone());
-            tokio::spawn(async move { ended.run_until_cancelled_owned(host.ask(asks)).await });
+            tokio::spawn(async move { ended.run_until_cancelled_owned(host.put_question(asks)).await });
             Asked { question, _gone: gone.drop_guard() }
         });
     }
 
-    async fn ask(self: Arc<Self>, question: Question) {
+    /// A client's answer to a request.
+    pub(super) fn answer_permission(&self, id: &str, outcome: Outcome) -> Result<(), AnswerError> {
+        self.permissions.answer(id, outcome)?;
+        self.stir();
+        Ok(())
+    }
+
+    /// The agent is about to go on: whoever asks for its status now must not hear that of before.
+    pub(super) fn stir(&self) {
+        let mut inner = self.lock();
+        inner.last_change = Instant::now();
+        self.refresh(&mut inner);
+        drop(inner);
+        self.dirty.notify_one();
+    }
+
+    async fn put_question(self: Arc<Self>, question: Question) {
         for _ in 0..ATTEMPTS {
             // Half of a box is a box too, for as long as the agent draws.
             self.wait_for_rest(&mut self.frames.subscribe()).await;

@@ -7,13 +7,16 @@ use super::format::{is_frame_bottom, is_frame_top};
 /// The box is within this many lines of the bottom; a command that is asked about can be long.
 const BOX_LINES: usize = 200;
 
+/// So many lines above the answers belong to a box whose first line is not known.
+const TEXT_LINES: usize = 12;
+
 /// What is known about an agent's permission box.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PermissionBox {
     /// The last line on the screen holds one of these.
     pub footers: Vec<String>,
-    /// Its first line begins with one of these.
+    /// Its first line begins with one of these; else as much belongs to it as is likely to.
     pub starts: Vec<String>,
     /// Some line of it holds one of these; when there are none, any box is a question.
     #[serde(default)]
@@ -83,7 +86,7 @@ pub(super) fn question(data: &PermissionBox, screen: &[String]) -> Option<Questi
         Options::Framed => framed(shown)?,
     };
     let begins = |line: &String| data.starts.iter().any(|start| line.starts_with(start.as_str()));
-    let start = shown[..first].iter().rposition(begins)?;
+    let start = shown[..first].iter().rposition(begins).unwrap_or(first.saturating_sub(TEXT_LINES));
     let asked = &shown[start..first];
     let holds = |line: &String| data.asks.iter().any(|ask| line.contains(ask.as_str()));
     if labels.len() < 2 || !(data.asks.is_empty() || asked.iter().any(holds)) {
@@ -99,11 +102,7 @@ pub(super) fn question(data: &PermissionBox, screen: &[String]) -> Option<Questi
         },
         label,
     });
-    Some(Question {
-        title: (*lines.first()?).to_owned(),
-        text: lines.join("\n"),
-        answers: answers.collect(),
-    })
+    Some(Question { title: (*lines.first()?).to_owned(), text: lines.join("\n"), answers: answers.collect() })
 }
 
 fn kind(data: &PermissionBox, label: &str) -> String {

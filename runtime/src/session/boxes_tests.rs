@@ -15,9 +15,13 @@ fn lines(text: &str) -> Vec<String> {
 
 /// A recorded screen of an agent, by the name of its step.
 fn recorded(agent: &str, step: &str) -> Vec<String> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/screens").join(agent).join("screens");
-    let file = std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path());
-    let file = file.into_iter().find(|path| path.to_string_lossy().ends_with(&format!("-{step}.txt"))).unwrap();
+    let folder =
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/screens").join(agent).join("screens");
+    // The file's name begins with the step's number.
+    let is_it = |path: &PathBuf| {
+        path.file_stem().unwrap().to_str().unwrap().split_once('-').is_some_and(|(_, name)| name == step)
+    };
+    let file = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).find(is_it).unwrap();
     lines(&std::fs::read_to_string(file).unwrap())
 }
 
@@ -34,7 +38,10 @@ fn claude_asks_for_a_command_and_for_a_file() {
     let screen = recorded("claude", "permission");
     let command = asked("claude", &screen).unwrap();
     assert_eq!(command.title, "Bash command");
-    assert_eq!(command.text, "Bash command\nRun what the user asked for\ntouch made-here && ls\nDo you want to proceed?");
+    assert_eq!(
+        command.text,
+        "Bash command\nRun what the user asked for\ntouch made-here && ls\nDo you want to proceed?"
+    );
     let always = "Yes, and always allow access to /workspace from this project";
     assert_eq!(
         answers(&command),
@@ -42,7 +49,10 @@ fn claude_asks_for_a_command_and_for_a_file() {
     );
     let file = asked("claude", &recorded("claude", "write-permission")).unwrap();
     assert_eq!(file.text, "Create file\nnew.txt\n1 some text\nDo you want to create new.txt?");
-    assert_eq!(file.answers[1].label, "Yes, and switch to accept edits (auto-approve file edits and common file commands) for this session (shift+tab)");
+    assert_eq!(
+        file.answers[1].label,
+        "Yes, and switch to accept edits (auto-approve file edits and common file commands) for this session (shift+tab)"
+    );
     assert_eq!(file.answers[1].kind, "allow_always");
 }
 
@@ -108,4 +118,17 @@ fn what_only_says_the_same_words_is_no_box() {
     ] {
         assert_eq!(asked("claude", &lines(text)), None, "{text}");
     }
+}
+
+#[test]
+fn droid_asks_for_a_file_and_for_what_is_not_known_yet() {
+    let frame = "╭──────────────╮\n│  Yes, allow  │\n│  No, cancel  │\n╰──────────────╯\n  ↑↓ navigate   Enter select   Esc cancel";
+    let create =
+        format!("   Create new.txt\nCreate new.txt: (+1 added)\n\n╭─────╮\n│  1   some text │\n╰─────╯\n\n{frame}");
+    let question = asked("droid", &lines(&create)).unwrap();
+    assert_eq!(question.text, "Create new.txt: (+1 added)\n1   some text");
+    let other = format!("⛬  Calling it.\n\nSomething new to approve\n{frame}");
+    let question = asked("droid", &lines(&other)).unwrap();
+    assert!(question.text.ends_with("Something new to approve"), "{}", question.text);
+    assert_eq!(answers(&question)[1], ("No, cancel", "reject_once", "\u{1b}[B\r"));
 }

@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::agents::{AgentProfile, InputBox};
+use super::{
+    agents::{AgentProfile, InputBox},
+    boxes,
+};
 
 /// A rule is at least this many horizontal bars in a row.
 const RULE_BARS: usize = 15;
@@ -43,7 +46,11 @@ pub(super) enum Look {
 
 /// What a screen says about its agent.
 pub(super) fn look(profile: &AgentProfile, screen: &[String]) -> Look {
-    if is_working(profile, screen) {
+    // A box of another kind may look like the one for messages.
+    let asks = profile.permission.as_ref().is_some_and(|data| boxes::question(data, screen).is_some());
+    if asks {
+        Look::Other
+    } else if is_working(profile, screen) {
         Look::Working
     } else if is_waiting(profile, screen) {
         Look::Waiting
@@ -185,12 +192,12 @@ fn undecorated(line: &str) -> &str {
     line.trim_matches(DECORATION)
 }
 
-fn is_frame_bottom(line: &str) -> bool {
+pub(super) fn is_frame_bottom(line: &str) -> bool {
     let line = line.trim();
     (line.starts_with('╰') || line.starts_with('└')) && (line.ends_with('╯') || line.ends_with('┘'))
 }
 
-fn is_frame_top(line: &str) -> bool {
+pub(super) fn is_frame_top(line: &str) -> bool {
     let line = line.trim();
     (line.starts_with('╭') || line.starts_with('┌')) && (line.ends_with('╮') || line.ends_with('┐'))
 }

@@ -71,6 +71,10 @@ const SCREEN: &[&[u8]] = &[
     b"\n\n",
     b"> ",
     b"esc to interrupt",
+    b"Esc to cancel",
+    b"\n  1. Yes\n  2. No\n",
+    b"Do you want to ",
+    b"Enter select",
     b"[Pasted text #1 +3 lines]",
     "●".as_bytes(),
     "⎿".as_bytes(),
@@ -160,6 +164,8 @@ fn screen() {
 #[test]
 fn agent_file() {
     const TOKENS: &[&[u8]] = &[
+        br#""permission":{"footers":[""],"starts":[],"options":"numbered"}"#,
+        br#""permission":{"footers":[" "],"starts":[""],"asks":[""],"options":"framed"}"#,
         br#""input_box":"#,
         br#"{"kind":"rules","prompts":[""]}"#,
         br#"{"kind":"prompt","prompts":["> "],"footer":3}"#,

@@ -17,6 +17,7 @@ use super::{
     Error,
     acp::reply::Reply,
     agents::{self, AgentProfile},
+    asking::Asked,
     claim::Claim,
     config::SessionConfig,
     events::{Body, Hub, Status, Subscription},
@@ -65,6 +66,8 @@ pub(super) struct Inner {
     pub(super) sending: bool,
     /// Which of the terminal's screens the conversation is on: the one where the last message was typed.
     pub(super) alternate: Option<bool>,
+    /// The permission that the agent asks for on its screen.
+    pub(super) asked: Option<Asked>,
     pub(super) status: Status,
     pub(super) session_id: Option<String>,
     pub(super) token: Option<SecretString>,
@@ -153,6 +156,7 @@ impl Host {
             untouched: true,
             sending: false,
             alternate: None,
+            asked: None,
             status: Status::Running,
             session_id: claim.as_ref().map(|claim| claim.session_id.clone()),
             token: claim.as_ref().and_then(|claim| claim.token.clone()),
@@ -325,6 +329,7 @@ impl Host {
             inner.untouched = true;
             inner.look = Look::Other;
             inner.alternate = None;
+            inner.asked = None;
             self.refresh(&mut inner);
             let begun = inner.conversation.begun();
             let may_resume = begun && inner.resume != Resume::Refused;

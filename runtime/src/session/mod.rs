@@ -4,6 +4,8 @@
 
 mod acp;
 mod agents;
+mod asking;
+mod boxes;
 mod claim;
 mod claiming;
 mod config;

@@ -23,6 +23,8 @@ pub(super) struct Frame {
     pub screen_start: usize,
     /// The program understands bracketed paste.
     pub bracketed_paste: bool,
+    /// The program says of itself that it works, where its screen may not.
+    pub working: bool,
     /// The program has gone to the alternate screen, which editors and pagers use.
     pub alternate: bool,
 }
@@ -43,6 +45,7 @@ impl Frame {
 #[derive(Default)]
 struct Responder {
     replies: Vec<u8>,
+    working: bool,
 }
 
 impl Responder {
@@ -84,6 +87,12 @@ impl vt100::Callbacks for Responder {
         match params {
             [b"10", b"?"] => self.reply(b"\x1b]10;rgb:ffff/ffff/ffff\x1b\\"),
             [b"11", b"?"] => self.reply(b"\x1b]11;rgb:0000/0000/0000\x1b\\"),
+            // State of the program, such as `state=working:app=codex`.
+            [b"7501", said] => {
+                if let Some(state) = said.strip_prefix(b"state=") {
+                    self.working = state.split(|byte| *byte == b':').next() == Some(b"working");
+                }
+            }
             _ => {}
         }
     }
@@ -128,6 +137,7 @@ impl Terminal {
 
     /// What the terminal shows now.
     pub(super) fn frame(&mut self) -> Frame {
+        let working = self.parser.callbacks().working;
         let screen = self.parser.screen_mut();
         let (bracketed_paste, alternate) = (screen.bracketed_paste(), screen.alternate_screen());
         let scrolled = screen.scrollback_len();
@@ -146,7 +156,7 @@ impl Terminal {
         while lines.len() > screen_start && lines.last().is_some_and(String::is_empty) {
             lines.pop();
         }
-        Frame { lines, screen_start, bracketed_paste, alternate }
+        Frame { lines, screen_start, bracketed_paste, working, alternate }
     }
 }
 
@@ -209,6 +219,20 @@ mod tests {
         assert_eq!(terminal.frame().lines, ["alternate"]);
         terminal.feed(b"\x1b[?1049l");
         assert_eq!(terminal.frame().lines, ["main"]);
+    }
+
+    #[test]
+    fn what_a_program_says_of_its_state_is_heard() {
+        let mut terminal = Terminal::new();
+        let mut says = |text: &str| {
+            terminal.feed(text.as_bytes());
+            terminal.frame().working
+        };
+        assert!(!says("x"));
+        assert!(says("\x1b]7501;state=working:app=codex\x1b\\"));
+        assert!(says("\x1b]7501;?\x07 more text"));
+        assert!(!says("\x1b]7501;state=blocked:app=codex:kind=permission\x07"));
+        assert!(!says("\x1b]7501;state=done\x07"));
     }
 
     #[test]

@@ -29,7 +29,9 @@ pub(super) enum SendError {
     #[error("the agent is busy; wait until its status is stable")]
     Busy,
     /// The agent shows something else than its input box; Enter would answer it.
-    #[error("the agent asks something and takes no message now; look at its screen and answer with type raw")]
+    #[error(
+        "the agent asks something and takes no message now; answer its permission, or look at its screen and answer with type raw"
+    )]
     Asks,
     /// The process takes no input.
     #[error(transparent)]
@@ -184,7 +186,7 @@ impl Host {
     }
 
     /// Waits until the screen has been quiet for a moment.
-    async fn wait_for_rest(&self, frames: &mut watch::Receiver<Arc<Frame>>) {
+    pub(super) async fn wait_for_rest(&self, frames: &mut watch::Receiver<Arc<Frame>>) {
         let limit = Instant::now() + RESTLESS;
         let settle = self.profile.input.paste_settle();
         while Instant::now() < limit {

@@ -45,7 +45,7 @@ impl Host {
         }
     }
 
-    fn snapshot(&self) {
+    fn snapshot(self: &Arc<Self>) {
         if self.config.transport == Transport::Acp {
             return self.take_reply(&mut self.lock());
         }
@@ -55,12 +55,17 @@ impl Host {
         if !matches!(&inner.agent, Some(Agent::Pty(current)) if Arc::ptr_eq(current, &process)) {
             return;
         }
-        let changed = self.frames.borrow().lines != frame.lines;
+        let changed = {
+            let before = self.frames.borrow();
+            before.lines != frame.lines || before.working != frame.working
+        };
         let frame = Arc::new(frame);
         self.frames.send_replace(Arc::clone(&frame));
         if changed {
             inner.last_change = Instant::now();
-            inner.look = format::look(&self.profile, frame.screen());
+            self.follow_question(&mut inner, &frame);
+            let says_so = frame.working && inner.asked.is_none();
+            inner.look = if says_so { Look::Working } else { format::look(&self.profile, frame.screen()) };
             self.observe(&mut inner);
         }
     }

@@ -96,14 +96,19 @@ impl Host {
 
     /// Stops what the agent is doing; its turn ends soon after.
     pub(super) fn cancel(&self) -> Result<(), CancelError> {
-        let (agent, look) = {
+        let (agent, look, asks) = {
             let inner = self.lock();
-            (inner.agent.clone(), inner.look)
+            (inner.agent.clone(), inner.look, inner.asked.is_some())
         };
         match agent {
             None => Err(PtyError::Input.into()),
-            Some(Agent::Pty(_)) => Err(CancelError::Unsupported),
-            Some(Agent::Acp(_)) if look != Look::Working => Err(CancelError::Idle),
+            Some(_) if look != Look::Working && !asks => Err(CancelError::Idle),
+            Some(Agent::Pty(process)) => {
+                let cancel = self.profile.cancel.as_ref().ok_or(CancelError::Unsupported)?;
+                process.write(cancel.keys.as_bytes())?;
+                self.stir();
+                Ok(())
+            }
             Some(Agent::Acp(connection)) => {
                 connection.cancel()?;
                 // The protocol wants an answer to each request of a turn that is cancelled.

@@ -37,7 +37,7 @@ pub(super) async fn answer(State(app): State<App>, body: Body) -> Result<Json<Va
         Decision::Option { id, option_id } => (id, Outcome::Selected { option_id }),
         Decision::Outcome { id, outcome: Cancelled::Cancelled } => (id, Outcome::Cancelled),
     };
-    app.host.permissions.answer(&id, outcome).map_err(|error| {
+    app.host.answer_permission(&id, outcome).map_err(|error| {
         let (status, slug) = match &error {
             AnswerError::Unknown => (StatusCode::NOT_FOUND, "permission-not-found"),
             AnswerError::Answered => (StatusCode::CONFLICT, "permission-answered"),
