@@ -4,6 +4,7 @@ pub mod common;
 pub mod conditions;
 pub mod isolation;
 pub mod mcp_connection;
+pub mod model;
 pub mod names;
 pub mod organization;
 pub mod pod;

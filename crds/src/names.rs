@@ -76,6 +76,15 @@ pub const OPERATOR_HEALTH_PORT: u16 = 8081;
 /// Port at which the pod of a stdio `McpConnection` speaks streamable HTTP, below the path `/mcp`.
 pub const MCP_STDIO_PORT: u16 = 8090;
 
+/// Port on which the model router of a session pod serves its agent, on the loopback address only.
+pub const MODEL_ROUTER_PORT: u16 = 3456;
+/// Port of the model router's probes, and its name.
+pub const MODEL_ROUTER_HEALTH_PORT: u16 = 3457;
+/// Name of [`MODEL_ROUTER_HEALTH_PORT`] in the pod.
+pub const MODEL_ROUTER_HEALTH_PORT_NAME: &str = "router-health";
+/// Name of the model router's container in a session pod.
+pub const MODEL_ROUTER_CONTAINER: &str = "model-router";
+
 /// Name of the agent's container in a session pod.
 pub const SESSION_CONTAINER: &str = "agent";
 /// `ServiceAccount` of session pods; it has no token.
@@ -156,6 +165,12 @@ pub mod env {
     pub const PROBE_TARGETS: &str = "AGENTAPI_PROBE_TARGETS";
     /// Address of the node, from the downward API.
     pub const HOST_IP: &str = "AGENTAPI_HOST_IP";
+    /// Google credentials as JSON, from a Secret; the session host and the model router write them into a file.
+    pub const GOOGLE_CREDENTIALS: &str = "AGENTAPI_GOOGLE_CREDENTIALS";
+    /// Configuration of the model router as JSON, without a secret.
+    pub const MODEL_ROUTER: &str = "AGENTAPI_MODEL_ROUTER";
+    /// Before a number: the API key of an upstream of the model router.
+    pub const MODEL_ROUTER_KEY: &str = "AGENTAPI_MODEL_KEY_";
     /// Name of the pod, from the downward API.
     pub const POD_NAME: &str = "AGENTAPI_POD_NAME";
 }

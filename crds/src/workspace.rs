@@ -1,5 +1,6 @@
 //! `Workspace`: which agent an organization's sessions run, with which limits.
 use crate::common::{Condition, EnvVar, OrganizationRef};
+use crate::model::Model;
 use k8s_openapi::{api::core::v1::ResourceRequirements, apimachinery::pkg::api::resource::Quantity};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -101,6 +102,10 @@ fn default_max_sessions() -> i32 {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("self.transport != 'Acp' || self.type in ['Claude', 'Codex', 'Droid'] || has(self.command)", "how this type of agent is started to speak ACP is not known; give agent.command, for example command: [\"gemini\", \"--acp\"], or use transport: Pty"))]
 #[x_kube(validation = ("self.type != 'Custom' || has(self.command)", "an agent of type Custom needs a command, for example command: [\"my-agent\", \"--tui\"]"))]
+#[x_kube(validation = ("!has(self.model) || self.model.provider != 'Anthropic' || self.type in ['Claude', 'Droid', 'Custom']", "model.provider Anthropic works with agents of type Claude, Droid and Custom; use OpenAICompatible for Codex, and env and secretRefs for the others"))]
+#[x_kube(validation = ("!has(self.model) || self.model.provider != 'Vertex' || self.type in ['Claude', 'Custom']", "model.provider Vertex works with agents of type Claude and Custom; use Router with an upstream of type VertexGemini for Droid, and env and secretRefs for the others"))]
+#[x_kube(validation = ("!has(self.model) || self.model.provider != 'OpenAICompatible' || self.type in ['Codex', 'Custom']", "model.provider OpenAICompatible works with agents of type Codex and Custom; use Router for Claude and Droid, which speak Anthropic's API only"))]
+#[x_kube(validation = ("!has(self.model) || self.model.provider != 'Router' || self.type in ['Claude', 'Droid', 'Custom']", "model.provider Router works with agents of type Claude, Droid and Custom, which speak Anthropic's API; use OpenAICompatible for Codex"))]
 pub struct Agent {
     /// Which agent; it decides how the terminal is read and how the agent is set up.
     #[serde(rename = "type")]
@@ -128,6 +133,9 @@ pub struct Agent {
     /// What becomes of the agent's requests for permission to use a tool.
     #[serde(default)]
     pub permissions: Permissions,
+    /// The model that the agent talks to. Left out: what `env`, `secretRefs` and the agent itself say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Model>,
 }
 
 /// What becomes of an agent's requests for permission.

@@ -33,6 +33,8 @@ enum Command {
     Probe(agentapi_runtime::probe::ProbeArgs),
     /// Run inside the pod of a stdio McpConnection: serve a program that speaks over standard input and output by HTTP.
     McpStdio(agentapi_runtime::mcp_stdio::StdioArgs),
+    /// Run beside an agent: claude-code-router with the keys of the models, which the agent does not get.
+    ModelRouter(agentapi_runtime::model_router::RouterArgs),
     /// Copy this program to where a container of another image finds it.
     Install(agentapi_runtime::mcp_stdio::InstallArgs),
     /// Print the `OpenAPI` document of the API.
@@ -59,6 +61,9 @@ async fn main() -> anyhow::Result<ExitCode> {
         Command::Audit(command) => return Ok(ExitCode::from(audit_cli::run(command).await)),
         Command::Probe(args) => agentapi_runtime::probe::run(&args).await?,
         Command::McpStdio(args) => agentapi_runtime::mcp_stdio::run(args, shutdown_on_signal()?).await?,
+        Command::ModelRouter(args) => {
+            agentapi_runtime::model_router::run(args, std::env::vars().collect(), shutdown_on_signal()?).await?;
+        }
         Command::Install(args) => agentapi_runtime::mcp_stdio::install(&args.target)?,
         Command::Openapi => {
             let document = router::openapi().to_pretty_json().context("cannot write the OpenAPI document")?;

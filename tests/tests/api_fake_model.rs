@@ -232,3 +232,72 @@ async fn what_the_model_is_told_is_recorded_and_of_a_long_text_the_end() {
     let system = endpoint.requests().await.pop().unwrap().system;
     assert!(system.ends_with("ü\nBe kind.") && system.len() <= 8 * 1024, "{}", system.len());
 }
+
+const VERTEX: &str = "/v1/projects/p/locations/us-east5/publishers/anthropic/models/claude-x";
+const GEMINI: &str = "/v1beta1/projects/p/locations/us-central1/publishers/google/models/gemini-x";
+
+impl Endpoint {
+    /// As Google's libraries do it with a credentials file of type `external_account`.
+    async fn google_token(&self, subject: &str) -> Response {
+        let form = format!(
+            "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Atoken-exchange&subject_token={subject}&audience=a"
+        );
+        self.client.post(format!("{}/sts/token", self.base)).body(form).send().await.unwrap()
+    }
+
+    async fn vertex(&self, token: &str, path: &str, body: &Value) -> Response {
+        self.post(path, body).bearer_auth(token).send().await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn vertex_takes_tokens_of_the_exchange_and_nothing_else() {
+    let endpoint = Endpoint::start(Config { api_key: Some("subject".into()), ..Config::default() }).await;
+    assert_eq!(endpoint.google_token("another").await.status(), StatusCode::BAD_REQUEST);
+    let token: Value = endpoint.google_token("subject").await.json().await.unwrap();
+    let token = token["access_token"].as_str().unwrap();
+
+    let body = json!({"anthropic_version": "vertex-2023-10-16", "max_tokens": 9,
+        "messages": [{"role": "user", "content": "echo: one two"}]});
+    let whole = endpoint.vertex(token, &format!("{VERTEX}:rawPredict"), &body).await;
+    assert_eq!(whole.json::<Value>().await.unwrap()["content"][0]["text"], "one two");
+    let stream = endpoint.vertex(token, &format!("{VERTEX}:streamRawPredict"), &body).await.text().await.unwrap();
+    assert!(stream.contains("event: message_stop"), "{stream}");
+    let seen = endpoint.requests().await.pop().unwrap();
+    assert_eq!((seen.path, seen.model.as_str()), (format!("{VERTEX}:streamRawPredict"), "claude-x"));
+
+    for (token, path, body) in [
+        ("subject", format!("{VERTEX}:rawPredict"), &body),
+        ("subject", format!("{GEMINI}:generateContent"), &json!({"contents": []})),
+    ] {
+        assert_eq!(endpoint.vertex(token, &path, body).await.status(), StatusCode::UNAUTHORIZED, "{path}");
+    }
+    let old = json!({"anthropic_version": "2023-06-01", "max_tokens": 9, "messages": []});
+    assert_eq!(endpoint.vertex(token, &format!("{VERTEX}:rawPredict"), &old).await.status(), StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn gemini_streams_events_only_when_it_is_asked_to() {
+    let endpoint = Endpoint::start(Config::default()).await;
+    let token: Value = endpoint.google_token("s").await.json().await.unwrap();
+    let token = token["access_token"].as_str().unwrap();
+    let mut body = json!({"contents": [{"role": "user", "parts": [{"text": "read file /etc/motd"}]}],
+        "tools": [{"functionDeclarations": [{"name": "Read", "parametersJsonSchema": {"type": "object"}}]}]});
+    let array = endpoint.vertex(token, &format!("{GEMINI}:streamGenerateContent"), &body).await;
+    assert_eq!(array.headers()["content-type"], "application/json");
+    assert!(array.json::<Value>().await.unwrap().is_array());
+
+    let events = endpoint.vertex(token, &format!("{GEMINI}:streamGenerateContent?alt=sse"), &body).await;
+    let text = events.text().await.unwrap();
+    let last: Value = serde_json::from_str(text.trim().rsplit_once("data: ").unwrap().1).unwrap();
+    let call = &last["candidates"][0]["content"]["parts"][0]["functionCall"];
+    assert_eq!((&call["name"], &call["args"]["file_path"]), (&json!("Read"), &json!("/etc/motd")));
+
+    body["contents"] = json!([body["contents"][0], {"role": "model", "parts": [{"functionCall": call}]},
+        {"role": "user", "parts": [{"functionResponse": {"name": "Read", "response": {"result": "1→hi"}}}]}]);
+    let request = endpoint.post("/v1beta/models/gemini-x:generateContent", &body).header("x-goog-api-key", "k");
+    let answer: Value = request.send().await.unwrap().json().await.unwrap();
+    assert_eq!(answer["candidates"][0]["content"]["parts"][0]["text"], "The file says: \"hi\"");
+    let without = endpoint.post("/v1beta/models/gemini-x:generateContent", &body).send().await.unwrap();
+    assert_eq!(without.status(), StatusCode::UNAUTHORIZED);
+}

@@ -176,9 +176,11 @@ fn state(pod: &KubePod) -> PodState {
 /// Why a pod does not run yet, in Kubernetes' own words.
 fn waits_for(pod: &KubePod) -> Option<String> {
     let status = pod.status.as_ref()?;
+    // The model router is an init container that stays; while it waits, the agent only says that it does too.
     let waiting = status
-        .container_statuses
+        .init_container_statuses
         .iter()
+        .chain(&status.container_statuses)
         .flatten()
         .filter_map(|status| status.state.as_ref()?.waiting.as_ref())
         .find_map(|waiting| Some((waiting.reason.clone()?, waiting.message.clone())));

@@ -13,6 +13,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::google_credentials::CredentialsError;
+
 use super::{
     Error,
     acp::reply::Reply,
@@ -47,6 +49,9 @@ pub enum StartError {
     /// Its process could not be started.
     #[error(transparent)]
     Pty(#[from] PtyError),
+    /// Its Google credentials could not be written.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     /// The work was interrupted.
     #[error("starting the agent was interrupted")]
     Interrupted,

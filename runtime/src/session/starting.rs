@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::sync::Notify;
 
+use crate::google_credentials;
+
 use super::{
     acp::{self, opening::Opening},
     agents::Acp,
@@ -61,6 +63,10 @@ impl Host {
         let (config, profile) = (&self.config, &self.profile);
         let mut env = seed::environment(profile, &config.env, &wanted.env);
         env.extend([mark]);
+        if let Some(json) = config.env.get(agentapi_crds::names::env::GOOGLE_CREDENTIALS) {
+            let file = google_credentials::write(&config.home, json)?;
+            env.insert(google_credentials::VARIABLE.to_owned(), file.display().to_string());
+        }
         let unknown = Acp::default();
         let (command, args_with_env, told, servers) = match config.transport {
             Transport::Pty => (&profile.command, &profile.args_with_env, &profile.system_prompt, &profile.mcp),

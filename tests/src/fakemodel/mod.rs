@@ -1,10 +1,12 @@
-//! A model endpoint without a model: it speaks Anthropic Messages, `OpenAI` chat completions and `OpenAI` responses,
-//! and a small script language in the user's text decides what it answers (see [`script`]).
+//! A model endpoint without a model: it speaks Anthropic Messages (also as Vertex AI has them), `OpenAI` chat completions,
+//! `OpenAI` responses and Gemini (Google's API and Vertex AI), and a small script language in the user's text decides what it answers (see [`script`]).
 //!
 //! Real coding agents run against it in tests and in the demo, so nothing has to leave the machine. It keeps the last
 //! requests (never a key) for assertions at `GET /requests`, and refuses calls without an API key as a real one does.
 
 mod anthropic;
+mod gemini;
+mod google;
 mod openai_chat;
 mod openai_responses;
 mod record;
@@ -61,6 +63,7 @@ enum Dialect {
     Anthropic,
     Chat,
     Responses,
+    Gemini,
 }
 
 /// The endpoint as a router, ready to be served on any listener.
@@ -76,6 +79,7 @@ pub fn router(config: Config) -> Router {
         .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/responses", post(responses))
+        .merge(google::router())
         .fallback(unknown)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(model)
@@ -143,10 +147,13 @@ async fn unknown(State(model): State<Arc<Model>>, method: Method, OriginalUri(ur
 
 impl Model {
     fn answer(&self, dialect: Dialect, headers: &HeaderMap, body: &str) -> Response {
-        let auth = match self.authenticate(headers) {
-            Ok(auth) => auth,
-            Err(reason) => return dialect.unauthorized(reason),
-        };
+        match self.authenticate(headers) {
+            Ok(auth) => self.authenticated(dialect, dialect.path(), auth, body),
+            Err(reason) => dialect.unauthorized(reason),
+        }
+    }
+
+    fn authenticated(&self, dialect: Dialect, path: &str, auth: &str, body: &str) -> Response {
         let conversation = match dialect.parse(body) {
             Ok(conversation) => conversation,
             Err(reason) => {
@@ -154,7 +161,7 @@ impl Model {
             }
         };
         let reply = script::reply(&conversation, self.config.word_delay);
-        let recorded = Recorded::new(dialect.path(), auth, &conversation, &reply);
+        let recorded = Recorded::new(path, auth, &conversation, &reply);
         tracing::info!(path = recorded.path, stream = recorded.stream, turns = recorded.entries, user = %recorded.user, reply = %recorded.reply, "request");
         self.recorder.push(recorded);
 
@@ -173,6 +180,8 @@ impl Model {
                 Json(openai_responses::whole(id, input, &conversation, &reply)).into_response()
             }
             (Dialect::Responses, true) => wire::sse(openai_responses::frames(id, input, &conversation, &reply)),
+            (Dialect::Gemini, false) => Json(gemini::whole(id, input, &conversation, &reply)).into_response(),
+            (Dialect::Gemini, true) => wire::sse(gemini::frames(id, input, &conversation, &reply)),
         }
     }
 
@@ -180,7 +189,8 @@ impl Model {
     fn authenticate(&self, headers: &HeaderMap) -> Result<&'static str, &'static str> {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
         let bearer = text("authorization").and_then(|value| value.strip_prefix("Bearer ")).map(str::trim);
-        let found = [("x-api-key", text("x-api-key")), ("authorization", bearer)];
+        let found =
+            [("x-api-key", text("x-api-key")), ("x-goog-api-key", text("x-goog-api-key")), ("authorization", bearer)];
         let sent = found.into_iter().find_map(|(name, key)| key.filter(|key| !key.is_empty()).map(|key| (name, key)));
         match (sent, &self.config.api_key) {
             (None, _) => Err("no API key: send x-api-key or Authorization: Bearer"),
@@ -196,6 +206,7 @@ impl Dialect {
             Dialect::Anthropic => "/v1/messages",
             Dialect::Chat => "/v1/chat/completions",
             Dialect::Responses => "/v1/responses",
+            Dialect::Gemini => "/v1beta/models",
         }
     }
 
@@ -205,6 +216,7 @@ impl Dialect {
             Dialect::Anthropic => anthropic::parse(&body),
             Dialect::Chat => openai_chat::parse(&body),
             Dialect::Responses => openai_responses::parse(&body),
+            Dialect::Gemini => gemini::parse(&body),
         }
     }
 
@@ -217,6 +229,9 @@ impl Dialect {
             Dialect::Anthropic => json!({"type": "error", "error": {"type": kind, "message": message}}),
             Dialect::Chat | Dialect::Responses => {
                 json!({"error": {"type": kind, "message": message, "code": null, "param": null}})
+            }
+            Dialect::Gemini => {
+                json!({"error": {"code": status.as_u16(), "message": message, "status": kind.to_uppercase()}})
             }
         };
         (status, Json(body)).into_response()

@@ -16,8 +16,8 @@ use super::session::{self, AGENT};
 use crate::progress;
 
 /// What `cargo xtask up` needs. Those that hold our binaries come last: cargo compiles while the others are made.
-pub(super) const NAMES: [&str; 7] =
-    ["postgres", "oidc", "mcp-server", "session-claude", "fake-model", "operator", "runtime"];
+pub(super) const NAMES: [&str; 8] =
+    ["postgres", "oidc", "mcp-server", "session-claude", "model-router", "fake-model", "operator", "runtime"];
 /// Those that hold nothing of ours.
 const WITHOUT_BINARIES: [&str; 3] = ["postgres", "oidc", "mcp-server"];
 
@@ -74,6 +74,7 @@ impl Parts<'_> {
                 &["/usr/local/bin/agentapi-runtime"],
                 &[8080, 8090, 9090],
             )?,
+            "model-router" => self.model_router()?,
             _ => self.session(name)?,
         };
         Ok(Image { name: name.to_owned(), layers, run })
@@ -232,6 +233,28 @@ impl Parts<'_> {
             ports: vec![3284],
         };
         Ok((layers, run))
+    }
+
+    /// claude-code-router and the guard in front of it.
+    fn model_router(&self) -> Result<(Vec<Layer>, Run)> {
+        let modules = self.npm("model-router")?;
+        let body = layer::input("model-router/vertex-stream.cjs")?;
+        let source = self.binaries()?.path(RUNTIME.0);
+        let ours = layer::of_entries(
+            "model router",
+            vec![
+                Entry::Content { target: "app/vertex-stream.cjs", mode: 0o644, body },
+                Entry::Copy { target: "usr/local/bin/agentapi-runtime", mode: 0o755, source },
+            ],
+        )?;
+        let run = Run {
+            entrypoint: vec!["/usr/local/bin/agentapi-runtime", "model-router"],
+            user: NOBODY,
+            folder: "/tmp",
+            env: vec!["HOME=/tmp", "LANG=C.UTF-8"],
+            ports: vec![],
+        };
+        Ok((vec![self.base()?.layer.clone(), self.node()?.layer()?, modules, ours], run))
     }
 }
 

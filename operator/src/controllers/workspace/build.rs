@@ -1,6 +1,6 @@
 //! The objects of a Workspace in its tenant namespace. Pure, and each is a snapshot in the tests.
 use super::validate::Accepted;
-use super::{keeping, network::egress_policy};
+use super::{keeping, model, network::egress_policy};
 use crate::egress::Decision;
 use agentapi_crds::{Workspace, names, names::env, pod::SESSION_VOLUME};
 use k8s_openapi::{
@@ -121,6 +121,7 @@ fn pod_spec(workspace: &Workspace, accepted: &Accepted, surroundings: &Surroundi
         automount_service_account_token: Some(false),
         containers: vec![container(workspace, surroundings)],
         enable_service_links: Some(false),
+        init_containers: model::sidecar(&workspace.spec.agent).map(|router| vec![router]),
         restart_policy: Some("Always".into()),
         runtime_class_name: workspace.spec.runtime_class_name.clone(),
         security_context: Some(PodSecurityContext {
@@ -213,6 +214,7 @@ fn environment(workspace: &Workspace, surroundings: &Surroundings) -> Vec<EnvVar
     if !agent.env.iter().any(|variable| variable.name == "HOME") {
         variables.push(plain("HOME", HOME.into()));
     }
+    variables.extend(model::environment(agent));
     variables.extend(agent.env.iter().map(|variable| plain(&variable.name, dollars_doubled(&variable.value))));
     variables
 }
@@ -283,6 +285,7 @@ fn volumes(workspace: &Workspace, accepted: &Accepted) -> Vec<Volume> {
     let kept = keeping::kept(workspace);
     volumes.retain(|volume| !kept.contains(&volume.name.as_str()));
     volumes.extend(keeping::volume(workspace, accepted));
+    volumes.extend(model::volume(&workspace.spec.agent));
     volumes
 }
 

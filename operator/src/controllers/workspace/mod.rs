@@ -4,6 +4,7 @@ pub mod apply;
 pub mod build;
 pub mod dereference;
 mod keeping;
+mod model;
 pub(crate) mod network;
 pub mod pool;
 pub mod status;

@@ -58,7 +58,9 @@ pub fn has_ended(pod: &Pod) -> bool {
 pub fn trouble(pods: &[Pod]) -> Option<String> {
     let of_pod = |pod: &Pod| {
         let status = pod.status.as_ref()?;
-        let waiting = status.container_statuses.iter().flatten().find_map(|container| {
+        // The model router is an init container that stays.
+        let mut containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+        let waiting = containers.find_map(|container| {
             let waiting = container.state.as_ref()?.waiting.as_ref()?;
             let reason = waiting.reason.as_deref()?;
             (reason != "ContainerCreating" && reason != "PodInitializing")
@@ -143,7 +145,16 @@ mod tests {
             "name": "agent", "image": "x", "imageID": "", "ready": false, "restartCount": 0,
             "state": {"waiting": {"reason": "ErrImageNeverPull", "message": "no such image"}}}]}))
         .unwrap();
-        assert_eq!(trouble(&[stuck]).unwrap(), "pod a: ErrImageNeverPull: no such image");
+        assert_eq!(trouble(&[stuck.clone()]).unwrap(), "pod a: ErrImageNeverPull: no such image");
+        stuck.status = serde_json::from_value(json!({
+            "initContainerStatuses": [{
+                "name": "model-router", "image": "x", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"waiting": {"reason": "CreateContainerConfigError", "message": "secret \"google\" not found"}}}],
+            "containerStatuses": [{
+                "name": "agent", "image": "x", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"waiting": {"reason": "PodInitializing"}}}]}))
+        .unwrap();
+        assert_eq!(trouble(&[stuck]).unwrap(), "pod a: CreateContainerConfigError: secret \"google\" not found");
         assert_eq!(trouble(&[pod("b", "1", true)]), None);
     }
 }

@@ -1,4 +1,5 @@
 //! Is the Workspace accepted, and which objects does it ask for? Pure.
+use super::model;
 use crate::controllers::reference::{Refusal, Tenancy};
 use agentapi_crds::{
     Workspace,
@@ -32,6 +33,12 @@ pub fn validate<'a>(
         .uid()
         .and_then(|uid| Uuid::parse_str(&uid).ok())
         .ok_or_else(|| Refusal::new(reason::INVALID, "metadata.uid is not a UUID; the API server sets it"))?;
+    if let Some(name) = model::set_twice(&workspace.spec.agent) {
+        return Err(Refusal::new(
+            reason::INVALID,
+            format!("spec.agent.env sets {name}, and so does spec.agent.model; take it out of spec.agent.env"),
+        ));
+    }
     let siblings: Vec<&Workspace> = others
         .into_iter()
         .filter(|other| {
@@ -104,6 +111,18 @@ mod tests {
         assert!(validate(&older, Ok(one), [&older, &web()]).is_ok(), "who was first stays");
         let none = Tenancy { workspaces: 0, ..tenancy() };
         assert!(validate(&web(), Ok(none), []).is_err());
+    }
+
+    #[test]
+    fn a_variable_that_the_model_sets_too_is_refused_by_name() {
+        let mut workspace = web();
+        workspace.spec.agent.model = serde_json::from_value(serde_json::json!({
+            "provider": "Anthropic", "baseUrl": "https://llm.acme.example",
+            "credentialsSecretRef": {"name": "anthropic", "key": "key"}}))
+        .unwrap();
+        let refusal = validate(&workspace, Ok(tenancy()), []).unwrap_err();
+        assert_eq!(refusal.reason, reason::INVALID);
+        assert!(refusal.message.contains("ANTHROPIC_BASE_URL"), "{}", refusal.message);
     }
 
     #[test]
