@@ -137,10 +137,10 @@ async fn messages(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let Ok(parsed) = serde_json::from_slice::<Value>(&body) else {
+    let Ok(message) = serde_json::from_slice::<Value>(&body) else {
         return refused(StatusCode::BAD_REQUEST, "invalid_request_error", "the body is not JSON");
     };
-    if let Err(why) = guard.allows(&parsed) {
+    if let Err(why) = guard.allows(&message) {
         return refused(StatusCode::BAD_REQUEST, "invalid_request_error", &why);
     }
     let place = uri.path_and_query().map_or("/v1/messages", |it| it.as_str());

@@ -105,7 +105,7 @@ pub async fn run(
     let listener = listen(args.listen).await?;
     let probes = listen(args.health).await?;
     let guard = Guard::new(&configuration)?;
-    let mut router = start(&args, &configuration, &guard, &variables).await?;
+    let mut router = start(&args, &configuration, &guard, &variables)?;
     let ended = async |router: &mut Child| match router.wait().await {
         Ok(status) => RouterError::Ended(status.to_string()),
         Err(error) => RouterError::Ended(error.to_string()),
@@ -141,7 +141,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, RouterError> {
 }
 
 /// Writes the router's configuration and starts it.
-async fn start(
+fn start(
     args: &RouterArgs,
     configuration: &Configuration,
     guard: &Guard,

@@ -2,7 +2,7 @@
 //! alone has the credentials. Pure, and each provider is a snapshot in the tests.
 use agentapi_crds::{
     common::SecretKeyRef,
-    model::{Model, ModelProvider, ModelRouter, Route, Upstream, UpstreamType},
+    model::{ModelProvider, ModelRouter, Route, Routes, Upstream, UpstreamType},
     names::{self, env},
     workspace::{Agent, AgentType},
 };
@@ -14,6 +14,7 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// User of the router: another than the agent's.
 const ROUTER: i64 = 65532;
@@ -26,44 +27,42 @@ const PATIENCE: u32 = 600_000;
 /// Environment of the agent's container.
 pub(super) fn environment(agent: &Agent) -> Vec<EnvVar> {
     let Some(model) = &agent.model else { return Vec::new() };
-    let mut variables = match model.provider {
-        ModelProvider::Anthropic => vec![
-            optional("ANTHROPIC_BASE_URL", model.base_url.as_deref()),
-            key("ANTHROPIC_API_KEY", model.credentials_secret_ref.as_ref()),
-            optional("ANTHROPIC_MODEL", model.name.as_deref()),
-        ],
-        ModelProvider::Vertex => vertex(model),
-        ModelProvider::OpenAiCompatible => vec![
-            optional("OPENAI_BASE_URL", model.base_url.as_deref()),
-            key("OPENAI_API_KEY", model.credentials_secret_ref.as_ref()),
-            optional("OPENAI_MODEL", model.name.as_deref()),
-        ],
-        ModelProvider::Router => vec![
-            plain("ANTHROPIC_BASE_URL", &format!("http://127.0.0.1:{}", names::MODEL_ROUTER_PORT)),
-            plain("ANTHROPIC_API_KEY", NO_KEY),
-        ],
-    };
+    let (url, name, credentials) =
+        (model.base_url.as_deref(), model.name.as_deref(), model.credentials_secret_ref.as_ref());
+    let mut variables = Vec::new();
+    match model.provider {
+        ModelProvider::Anthropic => {
+            variables.extend(optional("ANTHROPIC_BASE_URL", url));
+            variables.push(key("ANTHROPIC_API_KEY", credentials));
+            variables.extend(optional("ANTHROPIC_MODEL", name));
+        }
+        ModelProvider::Vertex => {
+            variables.push(plain("CLAUDE_CODE_USE_VERTEX", "1"));
+            variables.extend(optional("CLOUD_ML_REGION", model.region.as_deref()));
+            variables.extend(optional("ANTHROPIC_VERTEX_PROJECT_ID", model.project_id.as_deref()));
+            variables.extend(optional("ANTHROPIC_VERTEX_BASE_URL", url));
+            variables.extend(optional("ANTHROPIC_MODEL", name));
+            variables.push(match credentials {
+                Some(reference) => secret(env::GOOGLE_CREDENTIALS, reference),
+                // The gateway at baseUrl adds them.
+                None => plain("CLAUDE_CODE_SKIP_VERTEX_AUTH", "1"),
+            });
+        }
+        ModelProvider::OpenAiCompatible => {
+            variables.extend(optional("OPENAI_BASE_URL", url));
+            variables.push(key("OPENAI_API_KEY", credentials));
+            variables.extend(optional("OPENAI_MODEL", name));
+        }
+        ModelProvider::Router => {
+            variables.push(plain("ANTHROPIC_BASE_URL", &format!("http://127.0.0.1:{}", names::MODEL_ROUTER_PORT)));
+            variables.push(plain("ANTHROPIC_API_KEY", NO_KEY));
+        }
+    }
     // Claude Code knows how long the contexts of its own models are; other agents have to be told a name.
     if let (Some(router), false) = (&model.router, agent.r#type == AgentType::Claude) {
         variables.push(plain("ANTHROPIC_MODEL", &router.routes.default.model));
     }
-    variables.into_iter().flatten().collect()
-}
-
-fn vertex(model: &Model) -> Vec<Option<EnvVar>> {
-    let credentials = match &model.credentials_secret_ref {
-        Some(reference) => secret(env::GOOGLE_CREDENTIALS, reference),
-        // The gateway at baseUrl adds them.
-        None => plain("CLAUDE_CODE_SKIP_VERTEX_AUTH", "1"),
-    };
-    vec![
-        plain("CLAUDE_CODE_USE_VERTEX", "1"),
-        optional("CLOUD_ML_REGION", model.region.as_deref()),
-        optional("ANTHROPIC_VERTEX_PROJECT_ID", model.project_id.as_deref()),
-        optional("ANTHROPIC_VERTEX_BASE_URL", model.base_url.as_deref()),
-        optional("ANTHROPIC_MODEL", model.name.as_deref()),
-        credentials,
-    ]
+    variables
 }
 
 /// A variable that both `agent.env` and `agent.model` set: nobody could tell which one the agent gets.
@@ -91,8 +90,8 @@ pub(super) fn sidecar(agent: &Agent) -> Option<Container> {
         startup_probe: Some(probe(1, 60)),
         liveness_probe: Some(probe(10, 3)),
         resources: Some(ResourceRequirements {
-            limits: quantities([("cpu", "1"), ("memory", "512Mi"), ("ephemeral-storage", "256Mi")]),
-            requests: quantities([("cpu", "50m"), ("memory", "128Mi"), ("ephemeral-storage", "64Mi")]),
+            limits: Some(quantities([("cpu", "1"), ("memory", "512Mi"), ("ephemeral-storage", "256Mi")])),
+            requests: Some(quantities([("cpu", "50m"), ("memory", "128Mi"), ("ephemeral-storage", "64Mi")])),
             claims: None,
         }),
         security_context: Some(SecurityContext {
@@ -128,16 +127,16 @@ fn router_environment(router: &ModelRouter) -> Vec<EnvVar> {
         plain(env::MODEL_ROUTER, &configuration(router).to_string().replace('$', "$$")),
     ];
     for (number, upstream) in router.upstreams.iter().enumerate() {
-        let reference = upstream.credentials_secret_ref.as_ref();
-        if upstream.r#type == UpstreamType::VertexGemini {
-            variables.push(optional("GOOGLE_CLOUD_PROJECT", upstream.project_id.as_deref()));
-            variables.push(optional("GOOGLE_CLOUD_LOCATION", upstream.region.as_deref()));
-            variables.push(reference.and_then(|reference| secret(env::GOOGLE_CREDENTIALS, reference)));
+        let name = if upstream.r#type == UpstreamType::VertexGemini {
+            variables.extend(optional("GOOGLE_CLOUD_PROJECT", upstream.project_id.as_deref()));
+            variables.extend(optional("GOOGLE_CLOUD_LOCATION", upstream.region.as_deref()));
+            env::GOOGLE_CREDENTIALS.to_owned()
         } else {
-            variables.push(reference.and_then(|reference| secret(&key_variable(number), reference)));
-        }
+            key_variable(number)
+        };
+        variables.extend(upstream.credentials_secret_ref.as_ref().map(|reference| secret(&name, reference)));
     }
-    variables.into_iter().flatten().collect()
+    variables
 }
 
 fn key_variable(number: usize) -> String {
@@ -148,12 +147,10 @@ fn key_variable(number: usize) -> String {
 fn configuration(router: &ModelRouter) -> Value {
     let providers: Vec<Value> =
         router.upstreams.iter().enumerate().map(|(number, upstream)| provider(number, upstream, router)).collect();
-    let routes = &router.routes;
+    let Routes { default, background, think, long_context, long_context_threshold } = &router.routes;
     let place = |route: &Route| format!("{},{}", route.upstream, route.model);
-    let mut table = json!({ "default": place(&routes.default), "longContextThreshold": routes.long_context_threshold });
-    for (name, route) in
-        [("background", &routes.background), ("think", &routes.think), ("longContext", &routes.long_context)]
-    {
+    let mut table = json!({ "default": place(default), "longContextThreshold": long_context_threshold });
+    for (name, route) in [("background", background), ("think", think), ("longContext", long_context)] {
         if let Some(route) = route {
             table[name] = place(route).into();
         }
@@ -194,21 +191,21 @@ fn vertex_url(region: &str) -> String {
     }
 }
 
-fn plain(name: &str, value: &str) -> Option<EnvVar> {
-    Some(EnvVar { name: name.into(), value: Some(value.into()), value_from: None })
+fn plain(name: &str, value: &str) -> EnvVar {
+    EnvVar { name: name.into(), value: Some(value.into()), value_from: None }
 }
 
 fn optional(name: &str, value: Option<&str>) -> Option<EnvVar> {
-    value.and_then(|value| plain(name, value))
+    value.map(|value| plain(name, value))
 }
 
-fn key(name: &str, reference: Option<&SecretKeyRef>) -> Option<EnvVar> {
+fn key(name: &str, reference: Option<&SecretKeyRef>) -> EnvVar {
     reference.map_or_else(|| plain(name, NO_KEY), |reference| secret(name, reference))
 }
 
 /// The kubelet says which Secret or which key is missing, and the pod waits for it.
-fn secret(name: &str, reference: &SecretKeyRef) -> Option<EnvVar> {
-    Some(EnvVar {
+fn secret(name: &str, reference: &SecretKeyRef) -> EnvVar {
+    EnvVar {
         name: name.into(),
         value: None,
         value_from: Some(EnvVarSource {
@@ -219,11 +216,11 @@ fn secret(name: &str, reference: &SecretKeyRef) -> Option<EnvVar> {
             }),
             ..EnvVarSource::default()
         }),
-    })
+    }
 }
 
-fn quantities(list: [(&str, &str); 3]) -> Option<std::collections::BTreeMap<String, Quantity>> {
-    Some(list.map(|(resource, amount)| (resource.to_owned(), Quantity(amount.to_owned()))).into())
+fn quantities(list: [(&str, &str); 3]) -> BTreeMap<String, Quantity> {
+    list.map(|(resource, amount)| (resource.to_owned(), Quantity(amount.to_owned()))).into()
 }
 
 fn probe(period: i32, failures: i32) -> Probe {

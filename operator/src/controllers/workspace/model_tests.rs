@@ -4,10 +4,10 @@ use crate::controllers::workspace::{
     build::{Resources, build},
     tests::{accepted, egress, surroundings, web},
 };
-use agentapi_crds::Workspace;
+use agentapi_crds::{Workspace, model::Model};
 use k8s_openapi::api::core::v1::PodSpec;
 
-fn with(kind: &str, model: Value) -> Workspace {
+fn with(kind: &str, model: &Value) -> Workspace {
     let mut workspace = web();
     workspace.spec.agent =
         serde_json::from_value(json!({ "type": kind, "image": "example/agent:1", "model": model })).unwrap();
@@ -20,8 +20,8 @@ fn pod(workspace: &Workspace) -> PodSpec {
 }
 
 /// What the model adds, without what every pod has.
-fn added(kind: &str, model: Value) -> Value {
-    let (spec, plain) = (pod(&with(kind, model)), pod(&with(kind, Value::Null)));
+fn added(kind: &str, model: &Value) -> Value {
+    let (spec, plain) = (pod(&with(kind, model)), pod(&with(kind, &Value::Null)));
     let (own, own_volumes) = (plain.containers[0].env.clone().unwrap(), plain.volumes.unwrap());
     let mut agent = spec.containers[0].env.clone().unwrap();
     agent.retain(|variable| !own.contains(variable));
@@ -62,23 +62,23 @@ fn router() -> Value {
 fn each_provider() {
     let anthropic = json!({ "provider": "Anthropic", "name": "claude-sonnet-4-5", "baseUrl": "https://llm.acme.example",
         "credentialsSecretRef": key_of("anthropic", "ANTHROPIC_API_KEY") });
-    insta::assert_yaml_snapshot!("model_anthropic", added("Claude", anthropic));
+    insta::assert_yaml_snapshot!("model_anthropic", added("Claude", &anthropic));
     let vertex = json!({ "provider": "Vertex", "name": "claude-sonnet-4-5", "region": "us-east5", "projectId": "acme-ai",
         "credentialsSecretRef": key_of("google", "credentials.json") });
-    insta::assert_yaml_snapshot!("model_vertex", added("Claude", vertex));
+    insta::assert_yaml_snapshot!("model_vertex", added("Claude", &vertex));
     let gateway = json!({ "provider": "Vertex", "region": "us-east5", "projectId": "acme-ai",
         "baseUrl": "http://gateway.models:8080/v1" });
-    insta::assert_yaml_snapshot!("model_vertex_gateway", added("Claude", gateway));
+    insta::assert_yaml_snapshot!("model_vertex_gateway", added("Claude", &gateway));
     let openai = json!({ "provider": "OpenAICompatible", "name": "gpt-5", "baseUrl": "https://api.openai.com/v1",
         "credentialsSecretRef": key_of("openai", "key") });
-    insta::assert_yaml_snapshot!("model_openai", added("Codex", openai));
-    insta::assert_yaml_snapshot!("model_router", added("Claude", router()));
+    insta::assert_yaml_snapshot!("model_openai", added("Codex", &openai));
+    insta::assert_yaml_snapshot!("model_router", added("Claude", &router()));
 }
 
 #[test]
 fn the_routers_credentials_are_nowhere_near_the_agent() {
     for kind in ["Claude", "Droid"] {
-        let spec = pod(&with(kind, router()));
+        let spec = pod(&with(kind, &router()));
         let agent = serde_json::to_string(&spec.containers).unwrap();
         for secret in ["google", "openrouter", "studio", "anthropic\""] {
             assert!(!agent.contains(&format!("\"name\":\"{secret}")), "{kind}: {secret} in {agent}");
@@ -104,7 +104,7 @@ fn the_routers_configuration_holds_names_of_variables_and_no_secret() {
 
 #[test]
 fn a_variable_is_set_in_one_place() {
-    let mut workspace = with("Claude", router());
+    let mut workspace = with("Claude", &router());
     assert_eq!(set_twice(&workspace.spec.agent), None);
     workspace.spec.agent.env =
         serde_json::from_value(json!([{ "name": "A", "value": "1" }, { "name": "ANTHROPIC_BASE_URL", "value": "x" }]))
