@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod connections;
 pub mod fakemodel;
 pub mod mcp;
+pub mod models;
 pub mod oauth;
 pub mod pg;
 pub mod serve;

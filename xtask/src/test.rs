@@ -55,7 +55,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         // The tests of consents run the real provider, those of agents the real agents.
         let (node, oidc) = images::node_with("oidc")?;
         let mut env = vec![("NODE".to_owned(), node), ("OIDC_MODULES".to_owned(), oidc)];
-        for image in images::sessions() {
+        for image in images::sessions().into_iter().chain(["model-router".to_owned()]) {
             let (_, modules) = images::node_with(&image)?;
             env.push((format!("{}_MODULES", image.to_uppercase().replace('-', "_")), modules));
         }
