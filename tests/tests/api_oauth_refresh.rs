@@ -11,6 +11,7 @@ use agentapi_runtime::oauth::target::Target;
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::oauth::World;
 use agentapi_tests::oauth::agent::Decision;
+use agentapi_tests::oauth::clock::Clock;
 use anyhow::{Context, Result};
 use secrecy::ExposeSecret;
 use serde_json::json;
@@ -140,6 +141,43 @@ async fn a_provider_may_be_down_for_an_hour() -> Result<()> {
     assert!(matches!(it.token().await, Err(OauthError::ProviderDown { .. })));
     it.left(-3600).await?;
     assert_ne!(it.token().await?, first);
+    assert_eq!(it.world.value("select failures::text from mcp_oauth_tokens").await?.as_deref(), Some("0"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_hour_without_the_provider_passes_by_the_clock() -> Result<()> {
+    let it = Consented::new().await?;
+    let clock = Clock::new(&it.world).await?;
+    let oauth = it.world.oauth_by(&clock)?;
+    let target = it.world.target(&oauth, &it.world.acme, it.connection).await?;
+    let first = oauth.access_token(&target, it.alice).await?.token.expose_secret().to_owned();
+    it.world.admin("update mcp_oauth_tokens set expires_at = now() + interval '10 minutes'").await?;
+    it.world.oidc.gate.set_open(false);
+    // Somebody asks every ten seconds.
+    let (mut good, mut ended) = (0, 0);
+    for _ in 0..360 {
+        clock.forward(&it.world, 10).await?;
+        match oauth.access_token(&target, it.alice).await {
+            Ok(access) => {
+                assert_eq!(access.token.expose_secret(), first);
+                assert_eq!(ended, 0, "an ended token is given out");
+                good += 1;
+            }
+            Err(OauthError::ProviderDown { retry_after, .. }) => {
+                assert!(retry_after <= Duration::from_secs(300), "{retry_after:?}");
+                ended += 1;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // The token was good for its ten minutes, and the provider was asked less and less often.
+    assert!((58..=60).contains(&good), "{good}");
+    let attempts = it.world.value("select failures::text from mcp_oauth_tokens").await?.context("no grant")?;
+    assert!((15..=45).contains(&attempts.parse::<u32>()?), "{attempts} attempts in an hour");
+    it.world.oidc.gate.set_open(true);
+    clock.forward(&it.world, 300).await?;
+    assert_ne!(oauth.access_token(&target, it.alice).await?.token.expose_secret(), first);
     assert_eq!(it.world.value("select failures::text from mcp_oauth_tokens").await?.as_deref(), Some("0"));
     Ok(())
 }

@@ -106,6 +106,13 @@ fn states_are_told_apart() {
         "containerStatuses": [{"name": "agent", "image": "", "imageID": "", "ready": false, "restartCount": 0,
             "state": {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}}]}}));
     assert_eq!(observed(&pulling).state, PodState::Waiting(Some("ErrImagePull: no such image".into())));
+    let keyless = pod(json!({"metadata": {"name": "p"}, "status": {"phase": "Pending",
+        "initContainerStatuses": [{"name": "model-router", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"waiting": {"reason": "CreateContainerConfigError", "message": "secret \"google\" not found"}}}],
+        "containerStatuses": [{"name": "agent", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"waiting": {"reason": "PodInitializing"}}}]}}));
+    let why = "CreateContainerConfigError: secret \"google\" not found";
+    assert_eq!(observed(&keyless).state, PodState::Waiting(Some(why.into())));
     let unscheduled = pod(json!({"metadata": {"name": "p"}, "status": {"phase": "Pending", "conditions":
         [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no memory"}]}}));
     assert_eq!(observed(&unscheduled).state, PodState::Waiting(Some("Unschedulable: no memory".into())));

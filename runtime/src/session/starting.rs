@@ -65,7 +65,7 @@ impl Host {
         env.extend([mark]);
         if let Some(json) = config.env.get(agentapi_crds::names::env::GOOGLE_CREDENTIALS) {
             let file = google_credentials::write(&config.home, json)?;
-            env.insert(google_credentials::VARIABLE.to_owned(), file.display().to_string());
+            env.entry(google_credentials::VARIABLE.to_owned()).or_insert_with(|| file.display().to_string());
         }
         let unknown = Acp::default();
         let (command, args_with_env, told, servers) = match config.transport {

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod chromium;
+pub mod clock;
 pub mod gate;
 pub mod oidc;
 
@@ -24,6 +25,7 @@ use uuid::Uuid;
 use crate::api::{Answer, Api};
 use crate::serve::{Platform, Replica, Tenant};
 use agent::{Agent, Decision};
+use clock::Clock;
 use oidc::Oidc;
 
 /// A port that nothing listens on.
@@ -145,12 +147,21 @@ impl World {
 
     /// The room itself, as another replica has it.
     pub fn oauth(&self) -> Result<Arc<OAuth>> {
+        self.oauth_of(self.store()?)
+    }
+
+    fn oauth_of(&self, store: Store) -> Result<Arc<OAuth>> {
         let config = Self::configured(&self.platform, &self.public)?;
         let sealer = Sealer::from_folder(config.master_key_dir.as_deref().context("no folder")?)?;
         let told = OAuthConfig { public_url: self.public.clone(), return_origins: Vec::new() };
         let outbound = Outbound::new(Ranges::new(config.outbound_open_ranges.iter().copied()));
-        let (secrets, store) = (Arc::clone(&self.platform.secrets), self.store()?);
+        let secrets = Arc::clone(&self.platform.secrets);
         Ok(Arc::new(OAuth::new(&told, store, sealer, outbound, secrets, Metrics::new()?)))
+    }
+
+    /// The same with this clock.
+    pub fn oauth_by(&self, clock: &Clock) -> Result<Arc<OAuth>> {
+        self.oauth_of(Store::connect(&clock.url.clone().into(), 4)?)
     }
 
     fn store(&self) -> Result<Store> {
