@@ -68,7 +68,7 @@ async fn says(cluster: &Cluster, name: &str, status: &str, words: &str) {
     .unwrap();
 }
 
-async fn acme(cluster: &Cluster) -> Api {
+fn acme(cluster: &Cluster) -> Api {
     cluster.apply(&std::fs::read_to_string(repo().join("examples/acme.yaml")).unwrap()).unwrap();
     Api::new(&cluster.api_url().unwrap(), Some(cluster.token("acme-alice").unwrap())).unwrap()
 }
@@ -100,7 +100,7 @@ fn pod_of(cluster: &Cluster, session: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn claude_talks_to_vertex_from_its_pod() {
     let cluster = Cluster::connect().unwrap();
-    let api = acme(&cluster).await;
+    let api = acme(&cluster);
     let name = "e2e-vertex";
     let _cleaned = Cleaned(&cluster, name);
     give_credentials(&cluster, name);
@@ -117,7 +117,7 @@ async fn claude_talks_to_vertex_from_its_pod() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn claude_talks_to_gemini_through_the_router_and_has_no_key() {
     let cluster = Cluster::connect().unwrap();
-    let api = acme(&cluster).await;
+    let api = acme(&cluster);
     let name = "e2e-routed";
     let _cleaned = Cleaned(&cluster, name);
     let reference = |key: &str| json!({"name": secret(name), "key": key});
