@@ -92,7 +92,7 @@ fn routed(base: &str, default: &Value, think: &Value) -> (Value, [(&'static str,
         ],
         "routes": {"default": default, "background": {"upstream": "studio", "model": "gemini-2.5-flash"},
             "think": think,
-            "longContext": {"upstream": "vertex", "model": "gemini-2.5-pro"}, "longContextThreshold": 1000000},
+            "longContext": {"upstream": "vertex", "model": "gemini-2.5-pro"}, "longContextThreshold": 1_000_000},
     }});
     (model, [("model", "key", KEY.to_owned()), ("google", "credentials.json", google_credentials(base))])
 }
