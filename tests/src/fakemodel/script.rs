@@ -92,6 +92,10 @@ pub enum Reply {
 impl Conversation {
     /// Adds a user turn unless nothing is left of it without the agent's own reminders.
     pub(super) fn push_user(&mut self, text: &str) {
+        // Droid hands on what AGENTS.md says in a reminder.
+        if text.contains("<coding_guidelines>") {
+            self.push_system(text);
+        }
         let text = without_paste_tags(&without_reminders(text));
         if !text.is_empty() {
             self.entries.push(Entry::User(text));

@@ -1,0 +1,261 @@
+//! The real agents, from npm, over ACP, in session pods without a cluster, against the fake model: turns, permissions
+//! both ways, cancelling, what they are told, the MCP servers of their session. The same for each.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use agentapi_tests::api::Api;
+use agentapi_tests::cluster::eventually;
+use agentapi_tests::fakemodel::{self, Recorded};
+use agentapi_tests::mcp::raw::Raw;
+use agentapi_tests::mcp::setup::{configuration, connection, platform};
+use agentapi_tests::serve::agent::PodAgent;
+use agentapi_tests::serve::policies::Operator;
+use agentapi_tests::serve::steps::running;
+use agentapi_tests::serve::{Platform, Replica, Tenant};
+use anyhow::{Context, Result};
+use rstest::rstest;
+use serde_json::{Value, json};
+
+const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
+/// A turn with its tools, on a machine that has other things to do.
+const TURN: Duration = Duration::from_secs(90);
+
+/// A session of the tenant's user with a real agent.
+struct Talk {
+    api: Api,
+    id: String,
+    workspace: PathBuf,
+}
+
+impl Talk {
+    async fn begin(platform: &Platform, replica: &Replica, acme: &Tenant) -> Result<Self> {
+        let api = replica.api(Some(&acme.alice))?;
+        let id = running(&api, json!({"workspace": "main"})).await?;
+        api.stable(&id, TURN).await?;
+        let workspace = platform.pods.folder(id.parse()?)?.join("workspace");
+        Ok(Self { api, id, workspace })
+    }
+
+    fn path(&self, route: &str) -> String {
+        format!("/v1/sessions/{}/{route}", self.id)
+    }
+
+    async fn send(&self, text: &str) -> Result<()> {
+        self.api.post(&self.path("message"), &json!({"content": text, "type": "user"})).await?.expect(200).map(drop)
+    }
+
+    /// What the agent has said last, once it is done.
+    async fn said(&self) -> Result<String> {
+        let messages = self.api.stable(&self.id, TURN).await?;
+        let last =
+            messages.last().filter(|message| message["role"] == "agent").context("the agent has not answered")?;
+        Ok(last["content"].as_str().unwrap_or_default().to_owned())
+    }
+
+    async fn turn(&self, text: &str) -> Result<String> {
+        self.send(text).await?;
+        self.said().await
+    }
+
+    /// The request for permission that the agent waits with.
+    async fn asked(&self) -> Result<Value> {
+        eventually("a request for permission", TURN, async || {
+            let body = self.api.get(&self.path("permissions")).await?.expect(200)?;
+            Ok(body["permissions"].get(0).cloned().ok_or_else(|| body.to_string()))
+        })
+        .await
+    }
+}
+
+/// The option of this kind.
+fn option<'a>(permission: &'a Value, kind: &str) -> &'a str {
+    let options = permission["options"].as_array().unwrap();
+    let found = options.iter().find(|option| option["kind"] == kind);
+    found.unwrap_or_else(|| panic!("no {kind}: {permission}"))["option_id"].as_str().unwrap()
+}
+
+async fn requests(model: &str) -> Result<Vec<Recorded>> {
+    Ok(reqwest::Client::builder().no_proxy().build()?.get(format!("{model}/requests")).send().await?.json().await?)
+}
+
+#[rstest]
+#[case::claude("claude")]
+#[case::codex("codex")]
+#[case::droid("droid")]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_talks_asks_before_it_acts_and_stops_when_told(#[case] agent: &str) -> Result<()> {
+    let (platform, replica, acme) = platform(SESSION_POD).await?;
+    let model = fakemodel::serve(fakemodel::Config::default()).await?;
+    platform.pods.set_agent(PodAgent::real(agent, "acp", &model)?);
+    let talk = Talk::begin(&platform, &replica, &acme).await?;
+    let status = talk.api.get(&talk.path("status")).await?.expect(200)?;
+    assert_eq!((&status["transport"], &status["agent_type"]), (&json!("acp"), &json!(agent)));
+
+    // Two turns; the second needs the first.
+    let first = talk.turn("remember the blue door").await?;
+    // Codex warns in its first words that it knows nothing about this model.
+    assert!(first.ends_with("I will remember the blue door."), "{first}");
+    assert_eq!(talk.turn("recall").await?, "You asked me to remember the blue door.");
+
+    // It asks, and what is decided is what happens.
+    let mut events = talk.api.events(&talk.path("events"), None).await?;
+    let mut decided = Vec::new();
+    for (name, kind) in [("allowed", "allow_once"), ("rejected", "reject_once")] {
+        let file = talk.workspace.join(name);
+        talk.send(&format!("run: touch {name} && echo done-{name}")).await?;
+        let permission = talk.asked().await?;
+        assert_eq!(permission["tool_call"]["kind"], "execute", "{permission}");
+        assert!(permission["tool_call"]["title"].as_str().unwrap().contains(name), "{permission}");
+        assert!(!file.exists(), "it did not wait for the answer");
+        let answer = json!({"id": permission["id"], "option_id": option(&permission, kind)});
+        talk.api.post(&talk.path("permission"), &answer).await?.expect(200)?;
+        let said = talk.said().await?;
+        assert!(said.contains("[tool] ") && said.contains(name), "{said}");
+        assert_eq!(file.exists(), kind == "allow_once", "{said}");
+        let again = talk.api.post(&talk.path("permission"), &answer).await?;
+        assert_eq!((again.status.as_u16(), again.problem()), (409, "permission-answered"));
+        decided.push(answer);
+    }
+    let mut resolved = Vec::new();
+    while resolved.len() < 2 {
+        let event = tokio::time::timeout(TURN, events.recv()).await?.context("the events end")?;
+        if event.name == "permission_resolved" {
+            resolved.push(json!({"id": event.data["id"], "option_id": event.data["option_id"]}));
+        }
+    }
+    assert_eq!(resolved, decided);
+
+    // It stops in mid-turn, and goes on afterwards.
+    talk.send("slow 600").await?;
+    eventually("the model is talking", TURN, async || {
+        let asked = requests(&model).await?;
+        Ok(if asked.iter().any(|it| it.user == "slow 600") { Ok(()) } else { Err(format!("{asked:?}")) })
+    })
+    .await?;
+    assert_eq!(talk.api.post(&talk.path("cancel"), &json!({})).await?.expect(200)?, json!({"ok": true}));
+    let said = talk.said().await?;
+    assert!(said.ends_with("[stopped: cancelled]") && !said.contains("word 600"), "{said}");
+    assert_eq!(talk.turn("echo: still here").await?, "still here");
+
+    // Who decided what is in the audit log, and nothing of what it was about.
+    let audit = replica.api(Some(&acme.admin))?.get(&format!("/v1/audit?targetId={}", talk.id)).await?.expect(200)?;
+    let rows = |action: &str| -> Vec<Value> {
+        let entries = audit["entries"].as_array().unwrap().iter().rev();
+        entries.filter(|entry| entry["action"] == action).map(|entry| entry["detail"].clone()).collect()
+    };
+    let decisions = decided.iter().map(|it| json!({"permission": it["id"], "decision": it["option_id"]}));
+    let twice: Vec<Value> = decisions.flat_map(|it| [it.clone(), it]).collect();
+    assert_eq!(rows("session.permission"), twice);
+    assert_eq!(rows("session.permission-fail"), [json!({"status": 409}), json!({"status": 409})]);
+    assert_eq!((rows("session.cancel"), rows("session.cancel-fail")), (vec![json!({})], vec![]));
+    assert!(!audit.to_string().contains("done-allowed"));
+    Ok(())
+}
+
+#[rstest]
+#[case::claude("claude")]
+#[case::codex("codex")]
+#[case::droid("droid")]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_knows_its_rules_and_finds_its_servers(#[case] agent: &str) -> Result<()> {
+    let (platform, replica, acme) = platform(SESSION_POD).await?;
+    let model = fakemodel::serve(fakemodel::Config::default()).await?;
+    platform.pods.set_agent(PodAgent::real(agent, "acp", &model)?);
+    let rules = json!({"template": "Rule seventeen: be kind to boats."});
+    Operator::of(&platform).await?.of_organization(&acme.organization, "rules", &rules).await?;
+    let server = Raw::start().await?;
+    connection(&replica.api(Some(&acme.admin))?, &configuration("tracker", &server.url())).await?;
+    let talk = Talk::begin(&platform, &replica, &acme).await?;
+    let said = talk.turn("echo: hello").await?;
+    assert!(said.ends_with("hello"), "{said}");
+    let asked = requests(&model).await?;
+    let told = |it: &Recorded| it.user == "echo: hello" && it.system.contains("Rule seventeen: be kind to boats.");
+    assert!(asked.iter().any(told), "the model was not told the rules: {asked:#?}");
+    eventually("the agent asks its server for tools", TURN, async || {
+        let seen: Vec<String> = server.seen().iter().map(|seen| seen.body["method"].to_string()).collect();
+        Ok(if server.count("tools/list") > 0 { Ok(()) } else { Err(format!("{seen:?}")) })
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn permissions_belong_to_their_session_and_its_user() -> Result<()> {
+    let (platform, replica, acme) = platform(SESSION_POD).await?;
+    let model = fakemodel::serve(fakemodel::Config::default()).await?;
+    platform.pods.set_agent(PodAgent::real("claude", "acp", &model)?);
+    let talk = Talk::begin(&platform, &replica, &acme).await?;
+    talk.send("write file note.txt: hello").await?;
+    let permission = talk.asked().await?;
+    let answer = json!({"id": permission["id"], "option_id": option(&permission, "allow_once")});
+
+    // Neither another user nor another organization, and not through another session.
+    let globex = platform.tenant("globex").await?;
+    for stranger in [&acme.bob, &globex.admin] {
+        let api = replica.api(Some(stranger))?;
+        for (route, body) in [("permission", &answer), ("cancel", &json!({}))] {
+            let refused = api.post(&talk.path(route), body).await?;
+            assert_eq!((refused.status.as_u16(), refused.problem()), (404, "session-not-found"), "{route}");
+        }
+        assert_eq!(api.get(&talk.path("permissions")).await?.status, 404);
+    }
+    let other = Talk::begin(&platform, &replica, &acme).await?;
+    let elsewhere = other.api.post(&other.path("permission"), &answer).await?;
+    assert_eq!((elsewhere.status.as_u16(), elsewhere.problem()), (404, "permission-not-found"));
+
+    // What is no answer goes no further than the API.
+    let before = replica.api(Some(&acme.admin))?.get("/v1/audit?action=session.permission").await?.expect(200)?;
+    let id = &permission["id"];
+    for wrong in [
+        json!({}),
+        json!({"id": id}),
+        json!({"id": "x", "option_id": "allow"}),
+        json!({"id": id, "option_id": "allow", "outcome": "cancelled"}),
+        json!({"id": id, "option_id": "a\u{0}b"}),
+        json!({"id": id, "option_id": "x".repeat(300)}),
+        json!({"id": id, "outcome": "selected"}),
+        json!({"id": id, "outcome": "cancelled", "more": 1}),
+    ] {
+        let refused = talk.api.post(&talk.path("permission"), &wrong).await?;
+        assert_eq!((refused.status.as_u16(), refused.problem()), (422, "invalid-field"), "{wrong}");
+    }
+    let after = replica.api(Some(&acme.admin))?.get("/v1/audit?action=session.permission").await?.expect(200)?;
+    assert_eq!(before, after);
+    let unknown = json!({"id": id, "option_id": "maybe"});
+    let refused = talk.api.post(&talk.path("permission"), &unknown).await?;
+    assert_eq!((refused.status.as_u16(), refused.problem()), (422, "no-such-option"));
+
+    // It still waits, and a terminal it has none.
+    assert_eq!(talk.asked().await?, permission);
+    assert!(!talk.workspace.join("note.txt").exists());
+    let busy = talk.api.post(&talk.path("message"), &json!({"content": "x", "type": "user"})).await?;
+    assert_eq!((busy.status.as_u16(), busy.problem()), (409, "agent-busy"));
+    let raw = talk.api.post(&talk.path("message"), &json!({"content": "1", "type": "raw"})).await?;
+    assert_eq!((raw.status.as_u16(), raw.problem()), (409, "no-terminal"));
+    let screen = talk.api.get(&talk.path("screen")).await?;
+    assert_eq!((screen.status.as_u16(), screen.problem()), (409, "no-terminal"));
+    talk.api.post(&talk.path("permission"), &answer).await?.expect(200)?;
+    talk.said().await?;
+    assert_eq!(std::fs::read_to_string(talk.workspace.join("note.txt"))?, "hello");
+    let idle = talk.api.post(&talk.path("cancel"), &json!({})).await?;
+    assert_eq!((idle.status.as_u16(), idle.problem()), (409, "agent-idle"));
+    Ok(())
+}
+
+#[rstest]
+#[case::nobody_answers(&[("AGENTAPI_PERMISSION_TIMEOUT", "1s")], false)]
+#[case::allow(&[("AGENTAPI_PERMISSIONS", "allow")], true)]
+#[case::reject(&[("AGENTAPI_PERMISSIONS", "reject")], false)]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_workspaces_policy_decides(#[case] policy: &[(&str, &str)], #[case] allowed: bool) -> Result<()> {
+    let (platform, replica, acme) = platform(SESSION_POD).await?;
+    let model = fakemodel::serve(fakemodel::Config::default()).await?;
+    let agent = PodAgent::real("claude", "acp", &model)?;
+    platform.pods.set_agent(policy.iter().fold(agent, |agent, (name, value)| agent.with(name, value)));
+    let talk = Talk::begin(&platform, &replica, &acme).await?;
+    let said = talk.turn("write file note.txt: hello").await?;
+    assert_eq!(talk.workspace.join("note.txt").exists(), allowed, "{said}");
+    assert_eq!(talk.api.get(&talk.path("permissions")).await?.expect(200)?, json!({"permissions": []}));
+    Ok(())
+}
