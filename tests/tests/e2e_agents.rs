@@ -55,7 +55,7 @@ impl Workspace {
 
 impl Drop for Workspace {
     fn drop(&mut self) {
-        let gone = ["-n", TEAM, "delete", "workspace", &self.name, "--ignore-not-found", "--wait=false"];
+        let gone = ["-n", TEAM, "delete", "workspace", &self.name, "--ignore-not-found", "--timeout=60s"];
         let _ = self.cluster.try_kubectl(&gone, "");
     }
 }

@@ -344,6 +344,7 @@ impl Host {
             (inner.agent.take(), inner.generation, wanted, begun)
         };
         self.ready.send_replace(false);
+        self.permissions.cancel_all();
         if let Some(old) = old {
             // An agent that nobody has talked to has nothing to save, and the claim is waiting.
             if begun {

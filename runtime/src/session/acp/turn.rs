@@ -61,12 +61,12 @@ impl Host {
     }
 
     fn end_turn(&self, generation: u64, ended: Result<Value, CallError>) {
-        // What it has asked for in this turn it does not want any more.
-        self.permissions.cancel_all();
         let mut inner = self.lock();
         if inner.generation != generation {
             return;
         }
+        // What it has asked for in this turn it does not want any more.
+        self.permissions.cancel_all();
         match ended {
             Ok(answer) => {
                 let reason = text(&answer, "stopReason");
