@@ -95,9 +95,10 @@ async fn an_agent_talks_asks_before_it_acts_and_stops_when_told(#[case] agent: &
 
     // Two turns; the second needs the first.
     let first = talk.turn("remember the blue door").await?;
-    // Codex warns in its first words that it knows nothing about this model.
+    // Codex warns in the first words of each turn that it knows nothing about this model.
     assert!(first.ends_with("I will remember the blue door."), "{first}");
-    assert_eq!(talk.turn("recall").await?, "You asked me to remember the blue door.");
+    let second = talk.turn("recall").await?;
+    assert!(second.ends_with("You asked me to remember the blue door."), "{second}");
 
     // It asks, and what is decided is what happens.
     let mut events = talk.api.events(&talk.path("events"), None).await?;
@@ -137,7 +138,8 @@ async fn an_agent_talks_asks_before_it_acts_and_stops_when_told(#[case] agent: &
     assert_eq!(talk.api.post(&talk.path("cancel"), &json!({})).await?.expect(200)?, json!({"ok": true}));
     let said = talk.said().await?;
     assert!(said.ends_with("[stopped: cancelled]") && !said.contains("word 600"), "{said}");
-    assert_eq!(talk.turn("echo: still here").await?, "still here");
+    let said = talk.turn("echo: still here").await?;
+    assert!(said.ends_with("still here"), "{said}");
 
     // Who decided what is in the audit log, and nothing of what it was about.
     let audit = replica.api(Some(&acme.admin))?.get(&format!("/v1/audit?targetId={}", talk.id)).await?.expect(200)?;

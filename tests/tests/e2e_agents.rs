@@ -89,7 +89,8 @@ async fn an_agent_speaks_acp_in_a_session_pod(#[case] agent: &str, #[case] env: 
 
     let first = turn(&api, &path, &id, "remember the blue door").await;
     assert!(first.ends_with("I will remember the blue door."), "{first}");
-    assert_eq!(turn(&api, &path, &id, "recall").await, "You asked me to remember the blue door.");
+    let said = turn(&api, &path, &id, "recall").await;
+    assert!(said.ends_with("You asked me to remember the blue door."), "{said}");
 
     let command = json!({"content": "run: touch made && ls", "type": "user"});
     api.post(&format!("{path}/message"), &command).await.unwrap().expect(200).unwrap();
@@ -134,6 +135,7 @@ async fn an_agent_speaks_acp_in_a_session_pod(#[case] agent: &str, #[case] env: 
     .unwrap();
     let after = api.stable(&id, READY).await.unwrap();
     assert_eq!(before.len(), after.len(), "the history changed over the restart: {after:?}");
-    assert_eq!(turn(&api, &path, &id, "recall").await, "You asked me to remember the blue door.");
+    let said = turn(&api, &path, &id, "recall").await;
+    assert!(said.ends_with("You asked me to remember the blue door."), "{said}");
     api.delete(&path).await.unwrap();
 }
