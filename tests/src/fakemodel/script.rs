@@ -255,7 +255,9 @@ fn run(conversation: &Conversation, line: &str, say: &str) -> Reply {
         ("riskLevelReason", "The user asked for it."),
         ("riskLevel", "low"),
     ];
-    for (name, value) in asks {
+    // Where it asks before each command anyway, Codex says so to the model, and refuses one that wants more.
+    let anyway = conversation.system.contains("`approval_policy` is `unless-trusted`");
+    for (name, value) in asks.into_iter().skip(if anyway { 2 } else { 0 }) {
         if property(name).is_some() {
             input[name] = json!(value);
         }
