@@ -73,7 +73,7 @@ async fn claude_talks_to_vertex_with_a_credentials_file_from_the_secret() {
     let seen = model.about("recall").await;
     let path = "/v1/projects/acme-ai/locations/us-east5/publishers/anthropic/models/claude-sonnet-4-5:streamRawPredict";
     assert!(seen.iter().any(|it| it.path == path && it.auth == "authorization"), "{seen:?}");
-    assert!(agent.home(".config/gcloud/application_default_credentials.json").unwrap().contains("external_account"));
+    assert!(agent.home(".config/agentapi/google-credentials.json").unwrap().contains("external_account"));
     assert!(!agent.log().contains("sts/subject"), "the credentials are in the log");
 }
 

@@ -169,8 +169,9 @@ fn start(
     };
     command.envs(variables.iter().filter(|(name, _)| wanted(name)));
     command.env(config::PASSWORD, guard.password());
-    if let Some(json) = variables.get(env::GOOGLE_CREDENTIALS) {
-        command.env(google_credentials::VARIABLE, google_credentials::write(&args.home, json)?);
+    let credentials = variables.get(env::GOOGLE_CREDENTIALS);
+    if let Some(file) = google_credentials::keep(&args.home, credentials.map(String::as_str))? {
+        command.env(google_credentials::VARIABLE, file);
     }
     command.current_dir(&args.home).stdin(Stdio::null()).kill_on_drop(true);
     command.spawn().map_err(|source| RouterError::Start { program, source })

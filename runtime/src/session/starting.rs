@@ -63,8 +63,8 @@ impl Host {
         let (config, profile) = (&self.config, &self.profile);
         let mut env = seed::environment(profile, &config.env, &wanted.env);
         env.extend([mark]);
-        if let Some(json) = config.env.get(agentapi_crds::names::env::GOOGLE_CREDENTIALS) {
-            let file = google_credentials::write(&config.home, json)?;
+        let credentials = config.env.get(agentapi_crds::names::env::GOOGLE_CREDENTIALS);
+        if let Some(file) = google_credentials::keep(&config.home, credentials.map(String::as_str))? {
             env.entry(google_credentials::VARIABLE.to_owned()).or_insert_with(|| file.display().to_string());
         }
         let unknown = Acp::default();
