@@ -107,6 +107,30 @@ async fn a_pod_writes_its_own_transcript_and_no_other() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn only_a_sessions_own_pod_says_that_it_ends_and_only_one_that_does_is_believed() -> Result<()> {
+    let (platform, replica, acme) = Platform::with_acme(SESSION_POD).await?;
+    let organization = acme.organization.id.to_string();
+    let set = r#"update workspaces set spec = '{"suspend": {"idleAfter": "1h"}}' where org_id = $1::uuid"#;
+    platform.operator(set, &[&organization]).await?;
+    let (own, other) = (pod(&platform, &replica, &acme).await?, pod(&platform, &replica, &acme).await?);
+    let say = async |token: Option<&str>, address: IpAddr, session: &str| {
+        let api = replica.internal_api(token, address)?;
+        api.send(api.request(Method::POST, &format!("/internal/v1/sessions/{session}/ending"))).await
+    };
+    expect(&say(None, own.address, &own.session).await?, 401, "unauthorized", "no token");
+    expect(&say(Some(&acme.admin), own.address, &own.session).await?, 401, "unauthorized", "a user's token");
+    expect(&say(Some(&own.token), own.address, &other.session).await?, 404, "session-not-found", "another session");
+    expect(&say(Some(&own.token), other.address, &own.session).await?, 403, "wrong-pod", "another pod's address");
+    // The cluster says that the pod stays: its session goes on.
+    expect(&say(Some(&own.token), own.address, &own.session).await?, 204, "", "its own");
+    let api = replica.api(Some(&acme.alice))?;
+    for session in [&own.session, &other.session] {
+        assert_eq!(api.get(&format!("/v1/sessions/{session}")).await?.expect(200)?["phase"], "Running");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn last_words_are_taken_for_two_minutes_after_the_end() -> Result<()> {
     let (platform, replica, acme) = Platform::with_acme(SESSION_POD).await?;
     let own = pod(&platform, &replica, &acme).await?;

@@ -240,7 +240,7 @@ async fn nobody_is_suspended_at_work_or_without_a_volume() -> Result<()> {
     workspace(&platform, &acme, r#"{"suspend": {"idleAfter": "1s"}}"#).await?;
     let id = running_in_main(&api).await?;
     // Longer than it may be idle; killed in between, the agent would never come to the end.
-    ask(&api, &id, "slow work", "step 6").await?;
+    ask(&api, &id, "long work", "step 25").await?;
     phase(&api, &id, "Suspended").await?;
     let session = api.get(&format!("/v1/sessions/{without}")).await?.expect(200)?;
     assert_eq!(session["phase"], "Running", "what it holds would be gone: {session}");
@@ -273,15 +273,62 @@ async fn many_who_wake_it_at_once_wake_it_once() -> Result<()> {
     let id = suspended(&api).await?;
     let apis = [replica.api(Some(&acme.alice))?, second.api(Some(&acme.alice))?];
     let sends = (0..8).map(|n| {
-        let (api, id) = (&apis[n % 2], &id);
-        async move { message(api, id, &format!("number {n}")).await }
+        let (api, id) = (apis[n % 2].clone(), id.clone());
+        async move { message(&api, &id, &format!("number {n}")).await }
     });
-    let answers = futures::future::try_join_all(sends).await?;
+    // Whoever wakes a session takes this lock first: while it is taken, they all come this far.
+    let mut admin = platform.db.connect(&platform.db.admin_url()).await?;
+    let mut hold = sqlx::Connection::begin(&mut admin).await?;
+    let lock = sqlx::query("select from organizations where id = $1 for update");
+    lock.bind(acme.organization.id).execute(&mut *hold).await?;
+    let answers = tokio::spawn(futures::future::try_join_all(sends));
+    let mut watcher = platform.db.connect(&platform.db.admin_url()).await?;
+    eventually("several that wait", SOON, async || {
+        let waiting = "select count(*) from pg_stat_activity
+                       where wait_event_type = 'Lock' and datname = current_database()";
+        let count: i64 = sqlx::query_scalar(waiting).fetch_one(&mut watcher).await?;
+        Ok(if count >= 4 { Ok(()) } else { Err(count.to_string()) })
+    })
+    .await?;
+    hold.rollback().await?;
+    let answers = answers.await??;
     let taken = answers.iter().filter(|answer| answer.status == 200).count();
     assert!(taken >= 1, "{answers:?}");
     assert!(answers.iter().all(|it| it.status == 200 || it.problem() == "agent-busy"), "{answers:?}");
     assert_eq!(platform.pods.count(), 1);
     assert_eq!(audit(&replica, &acme.admin, &format!("targetId={id}&action=session.wake")).await?.len(), 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_pod_dies_goes_on_in_another_one() -> Result<()> {
+    let (platform, replica, acme) = platform().await?;
+    let api = replica.api(Some(&acme.alice))?;
+    workspace(&platform, &acme, r#"{"suspend": {"idleAfter": "1h"}}"#).await?;
+    let id = running_in_main(&api).await?;
+    ask(&api, &id, "the word is sesame", "You said: the word is sesame").await?;
+    let state = platform.pods.folder(id.parse()?)?.join("state/state.json");
+    eventually("the answer is on the volume", SOON, async || {
+        let text = std::fs::read_to_string(&state).unwrap_or_default();
+        Ok(if text.contains("You said: the word is sesame") { Ok(()) } else { Err(text) })
+    })
+    .await?;
+    assert!(platform.pods.kill_9(id.parse()?));
+    phase(&api, &id, "Suspended").await?;
+    goes_on(&api, &id).await?;
+    let suspends = audit(&replica, &acme.admin, &format!("targetId={id}&action=session.suspend")).await?;
+    assert!(suspends[0]["detail"]["reason"].as_str().is_some_and(|why| why.contains("pod ended")), "{suspends:?}");
+    // Somebody drains its node: the pod says so before it is gone, or everything would go with it.
+    assert!(platform.pods.evict(id.parse()?));
+    phase(&api, &id, "Suspended").await?;
+    let messages = ask(&api, &id, "once more", "You said: once more").await?;
+    assert!(json!(messages).to_string().contains("You said: and now"), "{messages:?}");
+    // What it holds is lost with the pod: so is the session.
+    platform.pods.keep_nothing(true);
+    let id = running_in_main(&api).await?;
+    assert!(platform.pods.evict(id.parse()?));
+    let failed = phase(&api, &id, "Failed").await?;
+    assert_eq!(failed["error"], "the session's pod was deleted by somebody else");
     Ok(())
 }
 

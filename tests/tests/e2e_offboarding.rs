@@ -86,6 +86,7 @@ async fn an_organization_leaves_and_its_session_ends_in_order() {
     let organization = cluster.get("organization", None, "globex").unwrap().unwrap();
     let id = organization["metadata"]["uid"].as_str().unwrap().to_owned();
 
+    let mut events = gina.events(&format!("/v1/sessions/{session}/events"), None).await.unwrap();
     let grace = r#"{"spec":{"drainGracePeriodSeconds":25}}"#;
     cluster.kubectl(&["patch", "organization", "globex", "--type=merge", "-p", grace]).unwrap();
     cluster.kubectl(&["delete", "organization", "globex", "--wait=false"]).unwrap();
@@ -101,6 +102,14 @@ async fn an_organization_leaves_and_its_session_ends_in_order() {
     gina.stable(&session, READY).await.unwrap();
 
     gone(&cluster, "organization", "globex").await;
+    let mut notices = Vec::new();
+    while let Some(event) = events.recv().await {
+        if event.name == "agent_error" {
+            notices.push(event.data);
+        }
+    }
+    assert_eq!(notices.len(), 1, "whoever follows the session hears of its end, once: {notices:?}");
+    assert_eq!(notices[0]["level"], "warning");
     assert!(cluster.get("namespace", None, "agentapi-globex").unwrap().is_none());
     let claims = receipt_of(&cluster, "globex", &id).await;
     println!("{claims:#}");

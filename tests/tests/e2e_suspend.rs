@@ -136,6 +136,15 @@ async fn a_suspended_session_goes_on_where_it_was() {
             cluster.kubectl(&["-n", TENANT, "exec", &pod, "--", "cat", "/run/agentapi/session/env.json"]).unwrap();
         assert!(env.contains("hunter2"), "the session has its environment");
 
+        // Somebody drains the node: the pod says so before it is gone, and the next message brings it back.
+        cluster.kubectl(&["-n", TENANT, "delete", "pod", &pod, "--wait=false"]).unwrap();
+        phase(&alice, &id, "Suspended").await;
+        assert_eq!(owners(&cluster, "persistentvolumeclaim", &volume), Some(0), "the volume went with the pod");
+        let third = format!("third words of {round}");
+        assert_eq!(say(&third).await.status, 200);
+        answered(&alice, &id, &third).await;
+        assert!(turns(&requests, &third).await > before);
+
         // Suspended once more, it ends without ever having a pod again.
         phase(&alice, &id, "Suspended").await;
         assert_eq!(alice.delete(&format!("/v1/sessions/{id}")).await.unwrap().status, 204);

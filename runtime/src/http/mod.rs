@@ -13,6 +13,7 @@ mod head_deadline;
 pub mod health;
 pub mod internal;
 pub mod internal_connections;
+pub mod internal_ending;
 pub mod isolation;
 mod linger;
 mod multipart;

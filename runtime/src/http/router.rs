@@ -16,7 +16,8 @@ use utoipa_axum::routes;
 
 use super::error::Problem;
 use super::{
-    App, connect, docs, extract, health, internal, internal_connections, isolation, observe, rate_limit, request_id, v1,
+    App, connect, docs, extract, health, internal, internal_connections, internal_ending, isolation, observe,
+    rate_limit, request_id, v1,
 };
 use crate::oauth::CONNECT_PATH;
 
@@ -106,6 +107,7 @@ pub fn internal(app: &App) -> Router {
     let router = Router::new()
         .route("/internal/v1/sessions/{id}/messages", put(internal::put_messages))
         .route("/internal/v1/sessions/{id}/connections", get(internal_connections::list))
+        .route("/internal/v1/sessions/{id}/ending", post(internal_ending::post))
         .route("/internal/v1/isolation", post(isolation::probe))
         .route(
             "/v1/mcp/gateway/{connection}",

@@ -9,6 +9,7 @@ use agentapi_crds::common::parse_duration;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::suspend::POD_DELETED;
 use super::{ABANDONED, Lifecycle, LifecycleError};
 use crate::audit::Origin;
 use crate::pods::{Pod, PodState};
@@ -197,7 +198,7 @@ async fn running_step(
     pod: Option<Pod>,
 ) -> Result<(), LifecycleError> {
     let lost = match pod.as_ref().map(|pod| pod.state.clone()) {
-        None | Some(PodState::Terminating) => Some("the session's pod was deleted by somebody else".to_owned()),
+        None | Some(PodState::Terminating) => Some(POD_DELETED.to_owned()),
         Some(PodState::Failed(why)) => Some(why),
         Some(PodState::Running(ip)) if session.pod_ip.as_ref() != Some(&ip) => {
             let mut tx = lifecycle.store.tenant_tx(&TenantScope::system(organization)).await?;
@@ -209,6 +210,11 @@ async fn running_step(
         Some(PodState::Running(_) | PodState::Waiting(_)) => None,
     };
     if let Some(why) = lost {
+        if let Some(pod) = &pod
+            && lifecycle.rescue(organization, session, pod, &why).await?
+        {
+            return Ok(());
+        }
         lifecycle.fail(organization, session.id, "pod-lost", &why).await;
         return Ok(());
     }

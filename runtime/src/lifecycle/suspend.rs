@@ -7,18 +7,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{Lifecycle, LifecycleError};
 use crate::audit::{Entry, Origin, action};
-use crate::pods::Pod;
 use crate::pods::agent::{AgentError, Target};
-use crate::store::TenantScope;
+use crate::pods::{Pod, PodState};
 use crate::store::identity::Organization;
 use crate::store::sessions::{Phase, Session};
+use crate::store::{TenantScope, TenantTx};
 
+/// Why a pod went that we did not delete.
+pub(super) const POD_DELETED: &str = "the session's pod was deleted by somebody else";
 /// How often a pod on its way out is looked at.
 const POLL: Duration = Duration::from_millis(500);
 /// After this long the reconciler has the rest.
@@ -50,21 +52,71 @@ impl Lifecycle {
         }
         let mut tx = self.store.tenant_tx(&TenantScope::system(organization)).await?;
         let changed = tx.session_suspending(id, idle.as_secs_f64()).await?;
+        self.begin_suspend(tx, organization, id, changed, &json!({ "idleAfter": session.suspend_after })).await
+    }
+
+    /// Suspends a running session whose pod is going without our doing, as with a node that is drained: what it holds is
+    /// still there, and the agent begins again with the next message. False: nothing would be left of it.
+    pub(super) async fn rescue(
+        self: &Arc<Self>,
+        organization: &Arc<Organization>,
+        session: &Session,
+        pod: &Pod,
+        why: &str,
+    ) -> Result<bool, LifecycleError> {
+        if !pod.keeps || session.suspend_after.is_none() {
+            return Ok(false);
+        }
+        tracing::warn!(session = %session.id, pod = pod.name, why, "the session's pod is going; it is suspended");
+        let mut tx = self.store.tenant_tx(&TenantScope::system(organization)).await?;
+        let changed = tx.session_losing_pod(session.id).await?;
+        self.begin_suspend(tx, organization, session.id, changed, &json!({ "reason": why })).await?;
+        Ok(true)
+    }
+
+    /// A session's pod has been told to end. Comes back when what the session holds does not go with it.
+    pub async fn pod_ends(
+        self: &Arc<Self>,
+        organization: &Arc<Organization>,
+        session: &Session,
+    ) -> Result<(), LifecycleError> {
+        if session.phase != Phase::Running || session.suspend_after.is_none() {
+            return Ok(());
+        }
+        let pods = self.pods.of_sessions(&organization.slug).await?;
+        // A container that only restarts stays where it is.
+        let ending = pods.into_iter().find(|(id, pod)| *id == session.id && pod.state == PodState::Terminating);
+        if let Some((_, pod)) = ending
+            && self.rescue(organization, session, &pod, POD_DELETED).await?
+        {
+            self.suspend_step(organization, session.id).await?;
+        }
+        Ok(())
+    }
+
+    async fn begin_suspend(
+        self: &Arc<Self>,
+        mut tx: TenantTx,
+        organization: &Arc<Organization>,
+        session: Uuid,
+        changed: bool,
+        detail: &Value,
+    ) -> Result<bool, LifecycleError> {
         if changed {
-            let target = id.to_string();
+            let id = session.to_string();
             tx.audit(&Entry {
                 origin: &Origin::system("sessions"),
                 action: action::SESSION_SUSPEND,
                 target_kind: "session",
-                target_id: Some(&target),
-                detail: json!({ "idleAfter": session.suspend_after }),
+                target_id: Some(&id),
+                detail: detail.clone(),
             })
             .await?;
         }
         tx.commit().await?;
         if changed {
-            tracing::info!(session = %id, "session is being suspended");
-            self.finish_suspend(Arc::clone(organization), id);
+            tracing::info!(%session, "session is being suspended");
+            self.finish_suspend(Arc::clone(organization), session);
         }
         Ok(changed)
     }

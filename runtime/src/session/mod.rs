@@ -158,7 +158,7 @@ async fn serve(config: SessionConfig, shutdown: CancellationToken) -> Result<(),
     match &exit {
         None => {
             tracing::info!("stopping");
-            tokio::join!(host.stop(), sync::push_last(&host));
+            tokio::join!(host.stop(), sync::push_last(&host), sync::tell_end(&host));
         }
         Some(_) => {
             tokio::join!(host.persist(), sync::push_last(&host), tokio::time::sleep(LAST_EVENTS));

@@ -59,7 +59,7 @@ impl Pusher {
     }
 
     async fn push(&mut self, host: &Host) -> Result<(), PushError> {
-        let Some(target) = target(host) else { return Ok(()) };
+        let Some(target) = target(host, "messages") else { return Ok(()) };
         let status = host.status();
         let mut messages = host.messages();
         messages.retain(|message| self.pushed.get(&message.id) != Some(&message.time));
@@ -103,14 +103,14 @@ pub(super) fn own_address(host: &Host) -> Option<IpAddr> {
     Some(host.config.listen.ip()).filter(|own| own.is_loopback() && runtime.is_loopback())
 }
 
-fn target(host: &Host) -> Option<Target> {
+fn target(host: &Host, what: &str) -> Option<Target> {
     let base = host.config.runtime_url.as_ref()?;
     let (session, token) = {
         let inner = host.lock();
         (inner.session_id.clone()?, inner.token.clone()?)
     };
     let mut url = base.clone();
-    url.path_segments_mut().ok()?.pop_if_empty().extend(["internal", "v1", "sessions", &session, "messages"]);
+    url.path_segments_mut().ok()?.pop_if_empty().extend(["internal", "v1", "sessions", &session, what]);
     Some(Target { url, token })
 }
 
@@ -171,5 +171,16 @@ pub(super) async fn push_last(host: &Host) {
         Ok(Err(PushError::Refused(code))) => tracing::warn!(code, "the runtime refused the last transcript"),
         Ok(Err(PushError::Temporary(reason))) => tracing::warn!(reason, "the last transcript was not pushed"),
         Err(_) => tracing::warn!("the last transcript was not pushed in time"),
+    }
+}
+
+/// Says that this pod has been told to end: what the session holds may have to be saved from going with it.
+pub(super) async fn tell_end(host: &Host) {
+    let Some((pusher, target)) = Pusher::new(host).ok().zip(target(host, "ending")) else { return };
+    let told = pusher.client.post(target.url).bearer_auth(target.token.expose_secret()).timeout(LAST_PUSH).send().await;
+    match told {
+        Ok(answer) if answer.status().is_success() => {}
+        Ok(answer) => tracing::warn!(status = answer.status().as_u16(), "the runtime does not want to know of the end"),
+        Err(error) => tracing::warn!(error = %error.without_url(), "the runtime could not be told of the end"),
     }
 }

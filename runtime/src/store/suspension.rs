@@ -27,6 +27,11 @@ impl TenantTx {
         )
     }
 
+    /// Running → Suspending: its pod is going, whatever its agent does.
+    pub async fn session_losing_pod(&mut self, id: Uuid) -> Result<bool, StoreError> {
+        change!(self, "update sessions set phase = 'Suspending' where id = $1 and phase = 'Running'", id)
+    }
+
     /// Suspending → Suspended: its pod is gone.
     pub async fn session_suspended(&mut self, id: Uuid) -> Result<bool, StoreError> {
         change!(

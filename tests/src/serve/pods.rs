@@ -67,6 +67,10 @@ struct Process {
     token_key: String,
     prompt_digest: String,
     keeps: bool,
+    /// Deleted by somebody, and its process has been told to end.
+    leaving: bool,
+    /// What it holds does not go with it.
+    detached: bool,
 }
 
 impl Drop for Process {
@@ -154,11 +158,6 @@ impl ProcessPods {
         Ok(self.folder.path().join(name.context("the session has no pod")?))
     }
 
-    /// The folder of a pod.
-    pub fn pod_folder(&self, pod: &str) -> PathBuf {
-        self.folder.path().join(pod)
-    }
-
     /// Name and address of a session's pod.
     pub fn of(&self, session: Uuid) -> Result<(String, IpAddr)> {
         let state = self.state();
@@ -225,6 +224,8 @@ impl ProcessPods {
             known_keys: names::signing_key_ids([self.public_x.as_str()]),
             token_key: session.map(|(_, key)| key.to_owned()).unwrap_or_default(),
             keeps: !state.keeps_nothing,
+            leaving: false,
+            detached: false,
             prompt_digest: digest(""),
         };
         state.running.insert(name.to_owned(), process);
@@ -232,7 +233,11 @@ impl ProcessPods {
     }
 
     fn check(&self) -> Result<(), PodError> {
-        if self.state().away { Err(PodError::Unavailable("the cluster is away".into())) } else { Ok(()) }
+        if self.state().away {
+            return Err(PodError::Unavailable("the cluster is away".into()));
+        }
+        self.sweep();
+        Ok(())
     }
 
     fn of_session(&self, session: Uuid) -> Option<Pod> {
@@ -280,6 +285,7 @@ impl ProcessPods {
 
 fn pod(name: &str, process: &mut Process) -> Pod {
     let state = match process.child.try_wait() {
+        Ok(None) if process.leaving => PodState::Terminating,
         Ok(None) => PodState::Running(process.ip.to_string()),
         Ok(Some(status)) => PodState::Failed(format!("the session's pod ended: {status}")),
         Err(error) => PodState::Failed(error.to_string()),

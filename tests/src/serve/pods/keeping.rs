@@ -11,7 +11,11 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::ProcessPods;
+use super::{Process, ProcessPods};
+
+fn terminate(process: &Process) -> bool {
+    Command::new("kill").args(["-TERM", &process.child.id().to_string()]).status().is_ok_and(|status| status.success())
+}
 
 impl ProcessPods {
     /// New pods have no volume that outlives them from now on, or have one again.
@@ -27,6 +31,11 @@ impl ProcessPods {
     /// The folder of a suspended session's pod.
     pub fn asleep(&self, pod: &str) -> Option<PathBuf> {
         self.state().asleep.contains(pod).then(|| self.folder.path().join(pod))
+    }
+
+    /// The folder of a pod.
+    pub fn pod_folder(&self, pod: &str) -> PathBuf {
+        self.folder.path().join(pod)
     }
 
     /// Ends a pod as SIGKILL does; the kubelet has not noticed yet.
@@ -68,8 +77,9 @@ impl ProcessPods {
             if process.session != Some(session) {
                 return true;
             }
+            process.detached |= keep;
             if let Ok(None) = process.child.try_wait() {
-                let _ = Command::new("kill").args(["-TERM", &process.child.id().to_string()]).status();
+                terminate(process);
                 gone = false;
                 return true;
             }
@@ -80,6 +90,33 @@ impl ProcessPods {
             state.asleep.extend(ended);
         }
         Ok(gone)
+    }
+
+    /// Deletes a session's pod as somebody else does, such as who drains its node.
+    pub fn evict(&self, session: Uuid) -> bool {
+        let mut state = self.state();
+        let process = state.running.values_mut().find(|process| process.session == Some(session));
+        process.is_some_and(|process| {
+            process.leaving = true;
+            terminate(process)
+        })
+    }
+
+    /// Pods that somebody else has deleted are gone when their processes have ended, with what nobody has taken over.
+    pub(super) fn sweep(&self) {
+        let mut state = self.state();
+        let ended = |process: &mut Process| process.leaving && !matches!(process.child.try_wait(), Ok(None));
+        let gone: Vec<(String, bool)> = state
+            .running
+            .iter_mut()
+            .filter_map(|(name, process)| ended(process).then(|| (name.clone(), process.detached)))
+            .collect();
+        for (name, detached) in gone {
+            state.running.remove(&name);
+            if detached {
+                state.asleep.insert(name);
+            }
+        }
     }
 
     /// What is kept of a suspended session goes.
