@@ -11,7 +11,8 @@ mod suspend;
 mod wake;
 mod warm;
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::audit::{Entry, Origin, action};
@@ -76,6 +77,8 @@ pub struct Lifecycle {
     prompts: Arc<Prompts>,
     start_deadline: Duration,
     tasks: TaskTracker,
+    /// Sessions whose pods are being asked whether they can be suspended.
+    asked: Mutex<HashSet<Uuid>>,
 }
 
 impl Lifecycle {
@@ -89,7 +92,17 @@ impl Lifecycle {
         prompts: Arc<Prompts>,
         start_deadline: Duration,
     ) -> Self {
-        Self { store, pods, agents, tokens, metrics, prompts, start_deadline, tasks: TaskTracker::new() }
+        Self {
+            store,
+            pods,
+            agents,
+            tokens,
+            metrics,
+            prompts,
+            start_deadline,
+            tasks: TaskTracker::new(),
+            asked: Mutex::default(),
+        }
     }
 
     /// Waits for background tasks, for a shutdown. What is left after `within` is the next leader's.

@@ -223,7 +223,7 @@ async fn running_step(
     }
     let idle = session.suspend_after.as_deref().and_then(parse_duration);
     if let Some((idle, pod)) = idle.filter(|idle| session.idle_seconds > idle.as_secs_f64()).zip(pod) {
-        lifecycle.suspend(organization, session, &pod, idle).await?;
+        lifecycle.suspend_if_idle(organization, session, pod, idle);
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! its Secret and its volume are taken over from the pod before the pod is deleted, and it is `Suspended` only once the
 //! pod is gone. Each step may be repeated.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -27,8 +27,30 @@ const POLL: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(90);
 
 impl Lifecycle {
-    /// Suspends a running session that was idle for `idle`, unless its pod keeps nothing or its agent is at work.
-    pub(super) async fn suspend(
+    /// Suspends a running session that was idle for `idle`, in the background: a pod that does not answer must not keep the
+    /// loop from the other sessions.
+    pub(super) fn suspend_if_idle(
+        self: &Arc<Self>,
+        organization: &Arc<Organization>,
+        session: &Session,
+        pod: Pod,
+        idle: Duration,
+    ) {
+        let asked = || self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if !asked().insert(session.id) {
+            return;
+        }
+        let (lifecycle, organization, session) = (Arc::clone(self), Arc::clone(organization), session.clone());
+        self.tasks.spawn(async move {
+            if let Err(error) = lifecycle.suspend(&organization, &session, &pod, idle).await {
+                tracing::warn!(session = %session.id, %error, "cannot suspend the session yet");
+            }
+            lifecycle.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&session.id);
+        });
+    }
+
+    /// Suspends a session, unless its pod keeps nothing or its agent is at work.
+    async fn suspend(
         self: &Arc<Self>,
         organization: &Arc<Organization>,
         session: &Session,

@@ -19,6 +19,8 @@ use crate::auth::session_token::{SessionTokenError, SessionTokens};
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 /// So much of a refusal is kept for the session's error.
 const MAX_DETAIL_BYTES: usize = 500;
+/// A pod that says more about itself is not listened to: its image is the tenant's.
+const MAX_ANSWER_BYTES: usize = 256 * 1024;
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a pod gave no useful answer.
@@ -151,8 +153,12 @@ impl Agents {
         #[derive(serde::Deserialize)]
         struct Status {
             status: String,
+            /// What was said is on the disk.
+            #[serde(default = "yes")]
+            saved: bool,
         }
-        Ok(self.ask::<Status>(target, "/status").await?.is_some_and(|answer| answer.status == "stable"))
+        let yes_and_saved = |answer: Status| answer.status == "stable" && answer.saved;
+        Ok(self.ask::<Status>(target, "/status").await?.is_some_and(yes_and_saved))
     }
 
     /// Whether the agent waits for a permission.
@@ -175,7 +181,7 @@ impl Agents {
         if !answer.status().is_success() {
             return Ok(None);
         }
-        Ok(answer.json().await.ok())
+        Ok(within(answer, MAX_ANSWER_BYTES).await.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
     }
 
     /// Whether the agent takes messages.
@@ -183,6 +189,22 @@ impl Agents {
         let call = self.http.get(address(ip, "/internal/ready")?).timeout(READY_TIMEOUT);
         Ok(call.send().await.map_err(AgentError::Unreachable)?.status().is_success())
     }
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// An answer that is not longer than that.
+async fn within(mut response: reqwest::Response, most: usize) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.ok()? {
+        if bytes.len() + chunk.len() > most {
+            return None;
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Some(bytes)
 }
 
 /// The first words of an answer. The pod runs what a model wrote: nobody knows how long its answer is.

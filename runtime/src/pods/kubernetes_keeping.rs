@@ -14,6 +14,11 @@ use uuid::Uuid;
 use super::{KubernetesPods, is_code, objects, refused_or_away};
 use crate::pods::{Pod, PodError, PodKind, Wake};
 
+/// Goes with nobody.
+fn nobodys() -> Value {
+    json!({ "metadata": { "ownerReferences": null } })
+}
+
 fn gone(what: &str) -> PodError {
     PodError::Refused(format!("the suspended session's {what} is gone, so it cannot go on; end it and create another"))
 }
@@ -35,15 +40,14 @@ impl KubernetesPods {
         Api::namespaced(self.client.clone(), &names::tenant_namespace(organization))
     }
 
-    /// True: it was not there.
     pub(super) async fn create_volume(
         &self,
         organization: &str,
         volume: &PersistentVolumeClaim,
-    ) -> Result<bool, PodError> {
+    ) -> Result<(), PodError> {
         match self.volumes(organization).create(&PostParams::default(), volume).await {
-            Ok(_) => Ok(true),
-            Err(error) if is_code(&error, 409) => Ok(false),
+            Ok(_) => Ok(()),
+            Err(error) if is_code(&error, 409) => Ok(()),
             Err(error) => Err(refused_or_away(error)),
         }
     }
@@ -75,7 +79,7 @@ impl KubernetesPods {
         let pods = self.list(organization, &format!("{}={session}", names::LABEL_SESSION)).await?;
         for pod in &pods {
             // First: what a pod has goes with it.
-            self.owners(organization, pod, &json!({ "metadata": { "ownerReferences": null } })).await?;
+            self.owners(organization, pod, &nobodys()).await?;
             self.delete_pod(organization, pod).await?;
         }
         Ok(pods.is_empty())
@@ -95,22 +99,21 @@ impl KubernetesPods {
             objects::cold_pod(&template, name, wake.session, &wake.rekey.token_key).map_err(PodError::Refused)?;
         let known = names::signing_key_ids(wake.rekey.public_keys.iter().map(String::as_str));
         pod.annotations_mut().insert(names::ANNOTATION_SESSION_KEYS.to_owned(), known);
-        let Some(volume) = volume else {
+        if volume.is_none() {
             let workspace = &wake.workspace;
             return Err(PodError::Refused(format!(
                 "workspace {workspace} keeps no volumes of sessions any more; put spec.suspend back to wake this session"
             )));
-        };
-        if self.create_volume(organization, &volume).await? {
-            // An empty one is of no use, and would hide that the other is lost.
-            self.delete_volume(organization, &names::session_volume(name)).await?;
+        }
+        // Nobody's, as it is already: what matters is whether it is there. An empty one in its place is of no use.
+        if !patch(&self.volumes(organization), &names::session_volume(name), &nobodys()).await? {
             return Err(gone(&format!("volume ({DATA_VOLUME})")));
         }
         let created = self.create_pod(organization, name, &pod).await?;
         if created.metadata.deletion_timestamp.is_some() {
             return Err(PodError::Unavailable("the session's earlier pod is not gone yet".to_owned()));
         }
-        self.own(organization, &created).await?;
+        // The pod does not own what it uses: if it is lost while it starts, the session's volume is not.
         self.metrics.pod_acquired("woken");
         Ok(Pod { kind: PodKind::Woken, ..objects::observed(&created) })
     }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
 };
 
 use secrecy::SecretString;
@@ -11,7 +11,6 @@ use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::google_credentials::CredentialsError;
 
@@ -104,7 +103,9 @@ pub(super) struct Host {
     pub(super) dirty: Arc<Notify>,
     inner: Mutex<Inner>,
     pub(super) claiming: tokio::sync::Mutex<()>,
-    saving: tokio::sync::Mutex<()>,
+    pub(super) saving: tokio::sync::Mutex<()>,
+    /// What was said last is on the disk.
+    pub(super) saved: AtomicBool,
     failure: watch::Sender<Option<Exit>>,
     pub(super) mcp: Mcp,
     pub(super) permissions: Permissions,
@@ -187,6 +188,7 @@ impl Host {
             dirty: Arc::new(Notify::new()),
             claiming: tokio::sync::Mutex::new(()),
             saving: tokio::sync::Mutex::new(()),
+            saved: AtomicBool::new(true),
             failure: watch::Sender::new(None),
             mcp: Mcp::default(),
             permissions: Permissions::default(),
@@ -263,6 +265,8 @@ impl Host {
 
     /// Ends the agent.
     pub(super) async fn stop(&self) {
+        // First: an agent that does not want to end must not leave it on the disk.
+        self.leave_claim_to_secret();
         self.persist().await;
         let agent = {
             let mut inner = self.lock();
@@ -276,50 +280,6 @@ impl Host {
             reap::end_leftovers(self.hub.epoch()).await;
         }
         self.save(Some(self.hub.last_id())).await;
-        self.leave_claim_to_secret();
-    }
-
-    /// Saves the conversation now.
-    pub(super) async fn persist(&self) {
-        self.save(None).await;
-    }
-
-    async fn save(&self, last_event: Option<String>) {
-        let _in_order = self.saving.lock().await;
-        let state = {
-            let inner = self.lock();
-            let mut state = State::new(inner.conversation.messages().to_vec());
-            state.session_id.clone_from(&inner.session_id);
-            state.initial_prompt.clone_from(&inner.prompt);
-            state.prompt_progress = inner.prompt_state;
-            state.acp_session.clone_from(&inner.acp_session);
-            state.last_event = last_event;
-            state.resume = if inner.resume == Resume::Refused { Resume::Refused } else { Resume::Allowed };
-            state
-        };
-        let dir = self.state_dir.clone();
-        match tokio::task::spawn_blocking(move || dir.save(&state)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "the conversation could not be saved"),
-            Err(error) => tracing::error!(%error, "saving was interrupted"),
-        }
-    }
-
-    /// Saves the conversation whenever it changes.
-    pub(super) async fn save_on_change(self: Arc<Self>, stop: CancellationToken) {
-        let mut changes = self.changes.subscribe();
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                Ok(()) = changes.changed() => {}
-            }
-            self.persist().await;
-            // A working agent changes its message many times a second; a disk should not.
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(std::time::Duration::from_millis(250)) => {}
-            }
-        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {

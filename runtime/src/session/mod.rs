@@ -22,6 +22,7 @@ mod permissions;
 mod preparing;
 mod pty;
 mod reap;
+mod saving;
 mod screen;
 mod seed;
 mod send;

@@ -42,6 +42,16 @@ pub(super) enum SendError {
     /// Enter had no effect.
     #[error("the agent did not start on the message within {0} s; look at its screen")]
     NotStarted(u64),
+    /// What was said before is not on the disk.
+    #[error(
+        "the session's disk does not take the conversation, so the message was not sent; make room on it (type raw reaches the agent), or end the session"
+    )]
+    DiskFull,
+    /// The agent has the message, and a restart would not know of it.
+    #[error(
+        "the agent has the message, but the session's disk does not take the conversation; make room on it before you go on"
+    )]
+    NotKept,
     /// The work was interrupted.
     #[error("sending was interrupted; look at the messages before you send again")]
     Interrupted,
@@ -70,6 +80,9 @@ impl Host {
         // A task of its own: half a message in the input box is worse than one whose sender is gone.
         tokio::spawn(async move {
             let Ok(_typing) = host.typing.try_lock() else { return Err(SendError::Busy) };
+            if !host.is_saved() && !host.persist().await {
+                return Err(SendError::DiskFull);
+            }
             let sending = {
                 let mut inner = host.lock();
                 if inner.status != Status::Stable {
@@ -84,8 +97,7 @@ impl Host {
             };
             host.deliver(&content, sending).await?;
             // What is answered is kept: on disk before the client hears of it.
-            host.persist().await;
-            Ok(())
+            if host.persist().await { Ok(()) } else { Err(SendError::NotKept) }
         })
         .await
         .map_err(|_| SendError::Interrupted)?

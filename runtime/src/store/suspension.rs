@@ -20,7 +20,7 @@ impl TenantTx {
         change!(
             self,
             "update sessions set phase = 'Suspending'
-             where id = $1 and phase = 'Running' and agent_status is not distinct from 'stable'
+             where id = $1 and phase = 'Running' and agent_status is distinct from 'running'
                and last_activity_at < now() - make_interval(secs => $2)",
             id,
             idle_seconds

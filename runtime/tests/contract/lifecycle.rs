@@ -157,6 +157,32 @@ async fn events_go_on_over_a_container_that_ended_in_order() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_kept_is_not_taken() {
+    let pod = Pod::new();
+    let session = pod.start().await;
+    session.ask("before").await;
+    session.stable().await;
+    // A disk that takes nothing more.
+    std::fs::rename(pod.path("state"), pod.path("elsewhere")).unwrap();
+    let say = async |text: &str| session.post("/message", json!({"content": text, "type": "user"})).await;
+    let (status, problem) = say("first").await;
+    assert_eq!(status, 507, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("the agent has the message"), "{problem}");
+    session.stable().await;
+    assert_eq!(session.get("/status").await.1["saved"], false);
+    let (status, problem) = say("second").await;
+    assert_eq!(
+        (status, &problem["type"]),
+        (507, &json!("https://agentapi.dev/problems/session-not-saved")),
+        "{problem}"
+    );
+    assert!(!session.messages().await.iter().any(|message| message.2 == "second"), "the agent got it");
+    std::fs::rename(pod.path("elsewhere"), pod.path("state")).unwrap();
+    assert_eq!(session.ask("third").await, "You said: third");
+    assert_eq!(session.get("/status").await.1.get("saved"), None);
+}
+
+#[tokio::test]
 async fn a_conversation_that_the_agent_cannot_resume_does_not_keep_the_pod_down() {
     let script = "case \"$*\" in *--continue*) exit 3;; esac; \
         r=$(printf '─%.0s' $(seq 80)); printf 'fresh\\n%s\\n❯ \\n%s\\n  ? for shortcuts' \"$r\" \"$r\"; sleep 1000";

@@ -32,10 +32,16 @@ use crate::store::sessions::{Phase, Session};
 const WAKE_PATIENCE: Duration = Duration::from_secs(60);
 /// The agent shows what it went on with, and takes messages when that is done.
 const STABLE_PATIENCE: Duration = Duration::from_secs(15);
-/// How often a follower of a suspended session looks whether somebody has woken it.
+/// After this long a session that is woken is looked at less often.
+const QUICK: Duration = Duration::from_secs(3);
+const SLOW_POLL: Duration = Duration::from_millis(500);
+/// How often a follower of a suspended session looks whether somebody has woken it: soon after it came, and later.
 const FOLLOW_POLL: Duration = Duration::from_secs(1);
-/// Polls between two comments that keep the connection open.
-const KEEP_ALIVE_POLLS: u32 = 15;
+const FOLLOW_SLOW_POLL: Duration = Duration::from_secs(5);
+/// So many polls are quick ones; a comment between two that are slow keeps the connection open.
+const QUICK_POLLS: u32 = 15;
+/// Then the stream ends, and the client comes back with a token that is still good.
+const MAX_POLLS: u32 = 75;
 
 /// What needs a pod and does not wake.
 pub(super) fn suspended() -> Problem {
@@ -66,10 +72,13 @@ pub(super) async fn awake(app: &App, caller: &Caller, client: &Client, id: Uuid)
         slept |= session.phase.is_asleep() || session.was_suspended;
         match session.phase {
             Phase::Running if in_use => {
-                if slept {
-                    wait_until_stable(app, &session).await;
+                if !slept {
+                    return Ok(session);
                 }
-                return Ok(session);
+                wait_until_stable(app, &session).await;
+                // Once more: it may have been suspended while it was waited for.
+                slept = false;
+                continue;
             }
             Phase::Suspended if woken => return Err(not_woken(&session)),
             Phase::Suspended => {
@@ -92,7 +101,7 @@ pub(super) async fn awake(app: &App, caller: &Caller, client: &Client, id: Uuid)
         if began.elapsed() >= patience || app.leaving.is_cancelled() {
             return Err(starting());
         }
-        sleep(START_POLL).await;
+        sleep(if slept && began.elapsed() > QUICK { SLOW_POLL } else { START_POLL }).await;
     }
 }
 
@@ -157,7 +166,7 @@ pub(super) async fn follow(
                     yield Ok(Bytes::from_static(b": this server is shutting down\nretry: 200\n\n"));
                     return;
                 }
-                () = sleep(FOLLOW_POLL) => {}
+                () = sleep(if polls < QUICK_POLLS { FOLLOW_POLL } else { FOLLOW_SLOW_POLL }) => {}
             }
             match load(&app, &caller, id).await {
                 Ok(session) if session.phase == Phase::Running => break session,
@@ -167,8 +176,11 @@ pub(super) async fn follow(
                 Ok(_) | Err(_) => return,
             }
             polls += 1;
-            if polls % KEEP_ALIVE_POLLS == 0 {
+            if polls >= QUICK_POLLS {
                 yield Ok(Bytes::from_static(b": keep-alive\n\n"));
+            }
+            if polls >= MAX_POLLS {
+                return;
             }
         };
         // The pod's own stream is counted by itself.

@@ -13,9 +13,14 @@ use crate::session::{claim::Claim, claiming::ClaimRefused, pty::PtyError, send::
 const MAX_JSON_BYTES: usize = 1024 * 1024;
 
 pub(super) async fn status(State(app): State<App>) -> Json<Value> {
-    Json(
-        json!({ "status": app.host.status(), "agent_type": app.host.agent_type(), "transport": app.host.config.transport.to_string() }),
-    )
+    let transport = app.host.config.transport.to_string();
+    let mut status =
+        json!({ "status": app.host.status(), "agent_type": app.host.agent_type(), "transport": transport });
+    if !app.host.is_saved() {
+        // Only when something is wrong: who speaks the contract knows the three.
+        status["saved"] = json!(false);
+    }
+    Json(status)
 }
 
 pub(super) async fn messages(State(app): State<App>) -> Json<Value> {
@@ -166,6 +171,9 @@ fn send_problem(error: SendError) -> Problem {
         SendError::Busy => Problem::new(StatusCode::CONFLICT, "agent-busy", error),
         SendError::Asks => Problem::new(StatusCode::CONFLICT, "agent-asks", error),
         SendError::Pty(error) => pty_problem(&error),
+        SendError::DiskFull | SendError::NotKept => {
+            Problem::new(StatusCode::INSUFFICIENT_STORAGE, "session-not-saved", error)
+        }
         SendError::NotShown(_) | SendError::NotStarted(_) => {
             Problem::new(StatusCode::GATEWAY_TIMEOUT, "agent-did-not-react", error)
         }
