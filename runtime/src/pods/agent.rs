@@ -225,3 +225,21 @@ fn address(ip: &str, path: &str) -> Result<String, AgentError> {
         IpAddr::V6(ip) => format!("http://[{ip}]:{SESSION_PORT}{path}"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn answer(body: reqwest::Body) -> reqwest::Response {
+        http::Response::new(body).into()
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_not_taken() {
+        let endless = futures::stream::repeat_with(|| Ok::<_, std::io::Error>(vec![b'a'; 1024]));
+        assert_eq!(within(answer(reqwest::Body::wrap_stream(endless)), 10_000).await, None);
+        assert_eq!(within(answer("short".into()), 5).await.unwrap(), b"short");
+        assert_eq!(within(answer("longer".into()), 5).await, None);
+    }
+}
