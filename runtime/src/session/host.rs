@@ -292,9 +292,7 @@ impl Host {
             inner.generation += 1;
             inner.agent_ready = false;
             inner.untouched = true;
-            inner.look = Look::Other;
-            inner.alternate = None;
-            inner.asked = None;
+            inner.forget_screen();
             self.refresh(&mut inner);
             let begun = inner.conversation.begun();
             let may_resume = begun && inner.resume != Resume::Refused;

@@ -13,6 +13,15 @@ use super::{
     transport::{Agent, Transport},
 };
 
+impl Inner {
+    /// The next process has shown nothing yet.
+    pub(super) fn forget_screen(&mut self) {
+        self.look = Look::Other;
+        self.alternate = None;
+        self.asked = None;
+    }
+}
+
 impl Host {
     /// Follows the agent's screen until it is cancelled.
     pub(super) async fn track(self: Arc<Self>, stop: CancellationToken) {
