@@ -233,3 +233,32 @@ async fn the_policy_of_a_workspace_answers_at_the_screen() -> Result<()> {
     }
     Ok(())
 }
+
+/// Droid is not here: it looks for a server's tools with a tool of its own first, which the fake model does not know to use.
+#[rstest]
+#[case::claude("claude")]
+#[case::codex("codex")]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_calls_a_tool_of_its_server_when_it_may(#[case] agent: &str) -> Result<()> {
+    let (platform, replica, acme) = platform(SESSION_POD).await?;
+    let model = fakemodel::serve(fakemodel::Config::default()).await?;
+    // Claude Code, too, looks for tools with a tool of its own, unless it is told not to.
+    platform.pods.set_agent(PodAgent::real(agent, "pty", &model)?.with("ENABLE_TOOL_SEARCH", "false"));
+    let server = Raw::start().await?;
+    connection(&replica.api(Some(&acme.admin))?, &configuration("tracker", &server.url())).await?;
+    let alice = replica.api(Some(&acme.alice))?;
+    let session = running(&alice, json!({"workspace": "main"})).await?;
+    eventually("the agent knows the tools", TURN, async || {
+        Ok(if server.count("tools/list") > 0 { Ok(()) } else { Err("not yet".to_owned()) })
+    })
+    .await?;
+    alice.stable(&session, TURN).await?;
+    send(&alice, &session, "call mcp__tracker__echo {\"text\": \"seventeen\"}").await?;
+    let question = asked(&alice, &session).await?;
+    assert_eq!(server.count("tools/call"), 0, "it did not wait for the answer");
+    answer(&alice, &session, &question, "allow_once").await?.expect(200)?;
+    let answered = said(&alice.stable(&session, TURN).await?);
+    assert_eq!(server.count("tools/call"), 1, "{answered}");
+    assert!(answered.contains("The tool answered:") && answered.contains("seventeen"), "{answered}");
+    Ok(())
+}

@@ -10,6 +10,9 @@ const BOX_LINES: usize = 200;
 /// So many lines above the answers belong to a box whose first line is not known.
 const TEXT_LINES: usize = 12;
 
+/// What marks the chosen answer.
+const MARKS: [char; 4] = ['❯', '›', '>', '▌'];
+
 /// What is known about an agent's permission box.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +26,8 @@ pub(super) struct PermissionBox {
     pub asks: Vec<String>,
     /// How it lists the answers.
     pub options: Options,
+    /// The keystrokes that reject, whatever the list looks like.
+    pub reject: String,
     /// What the answers are, the first rule that fits; the others allow once.
     #[serde(default)]
     pub kinds: Vec<KindRule>,
@@ -94,15 +99,22 @@ pub(super) fn question(data: &PermissionBox, screen: &[String]) -> Option<Questi
     }
     let drawn = |c: char| matches!(c, '─' | '━' | '╌' | '╭' | '╮' | '╰' | '╯' | '│' | ' ' | '\u{a0}');
     let lines: Vec<&str> = asked.iter().map(|line| line.trim_matches(drawn)).filter(|line| !line.is_empty()).collect();
-    let answers = labels.into_iter().enumerate().map(|(index, label)| Answer {
-        kind: kind(data, &label),
-        keys: match data.options {
+    let mut answers: Vec<Answer> = Vec::new();
+    for (index, label) in labels.into_iter().enumerate() {
+        let kind = kind(data, &label);
+        let rejects = kind.starts_with("reject");
+        // No box is like this, so it was not understood, and its answers might be the opposite of what they seem.
+        if !rejects && answers.last().is_some_and(|before| before.kind.starts_with("reject")) {
+            return None;
+        }
+        let keys = match data.options {
+            _ if rejects => data.reject.clone(),
             Options::Numbered => (index + 1).to_string(),
             Options::Framed => format!("{}\r", "\x1b[B".repeat(index)),
-        },
-        label,
-    });
-    Some(Question { title: (*lines.first()?).to_owned(), text: lines.join("\n"), answers: answers.collect() })
+        };
+        answers.push(Answer { label, kind, keys });
+    }
+    Some(Question { title: (*lines.first()?).to_owned(), text: lines.join("\n"), answers })
 }
 
 fn kind(data: &PermissionBox, label: &str) -> String {
@@ -113,31 +125,47 @@ fn kind(data: &PermissionBox, label: &str) -> String {
     data.kinds.iter().find(fits).map_or_else(|| "allow_once".to_owned(), |rule| rule.kind.clone())
 }
 
-/// The last list that counts from 1, and the line where it begins.
+/// The list right above the footer, and the line where it begins. A label may quote what the model wrote, over several
+/// lines: only a line whose number is in the column of the last one is an answer, and what is deeper goes on with it.
 fn numbered(lines: &[String]) -> Option<(usize, Vec<String>)> {
-    let (mut first, mut labels, mut open) = (None, Vec::<String>::new(), false);
-    for (index, line) in lines.iter().enumerate() {
-        let text = line.trim_start_matches(|c: char| c.is_whitespace() || matches!(c, '❯' | '›' | '>' | '▌'));
-        let label = text.split_once(". ").and_then(|(number, label)| Some((number.parse::<usize>().ok()?, label)));
-        match label {
-            Some((1, label)) => {
-                (first, labels, open) = (Some(index), vec![label.trim().to_owned()], true);
+    let (mut column, mut expected) = (None, None);
+    let mut labels: Vec<String> = Vec::new();
+    let mut rest: Vec<&str> = Vec::new();
+    for (index, line) in lines.iter().enumerate().rev() {
+        let Some(place) = line.chars().position(|c| !c.is_whitespace() && !MARKS.contains(&c)) else {
+            // Blank lines are only below the list.
+            if column.is_some() {
+                return None;
             }
-            Some((number, label)) if number == labels.len() + 1 => {
-                labels.push(label.trim().to_owned());
-                open = true;
-            }
-            _ if text.is_empty() => open = false,
-            // The rest of a label that is longer than a line.
-            _ if open => {
-                if let Some(last) = labels.last_mut() {
-                    join(last, text);
+            continue;
+        };
+        let at = line.char_indices().nth(place).map_or(0, |(at, _)| at);
+        let text = line[at..].trim_end();
+        let item = text.split_once(". ").and_then(|(number, label)| Some((number.parse::<usize>().ok()?, label)));
+        match item {
+            Some((number, label)) if column.is_none_or(|column| column == place) => {
+                if number == 0 || expected.is_some_and(|expected| expected != number) {
+                    return None;
+                }
+                let mut label = columns(label);
+                rest.drain(..).rev().for_each(|more| join(&mut label, more));
+                labels.push(label);
+                (column, expected) = (Some(place), Some(number - 1));
+                if number == 1 {
+                    labels.reverse();
+                    return Some((index, labels));
                 }
             }
-            _ => {}
+            _ if column.is_none_or(|column| place > column) => rest.push(text),
+            _ => return None,
         }
     }
-    Some((first?, labels))
+    None
+}
+
+/// Some boxes have a label and its explanation side by side.
+fn columns(label: &str) -> String {
+    label.split("  ").map(str::trim).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" · ")
 }
 
 /// The lines of the last frame, and where it begins. What is not indented goes on with the line above.

@@ -45,7 +45,7 @@ fn claude_asks_for_a_command_and_for_a_file() {
     let always = "Yes, and always allow access to /workspace from this project";
     assert_eq!(
         answers(&command),
-        [("Yes", "allow_once", "1"), (always, "allow_always", "2"), ("No", "reject_once", "3")]
+        [("Yes", "allow_once", "1"), (always, "allow_always", "2"), ("No", "reject_once", "\x1b")]
     );
     let file = asked("claude", &recorded("claude", "write-permission")).unwrap();
     assert_eq!(file.text, "Create file\nnew.txt\n1 some text\nDo you want to create new.txt?");
@@ -73,7 +73,7 @@ fn codex_asks_with_numbers_and_droid_in_a_frame() {
         [
             ("Yes, allow", "allow_once", "\r"),
             (always, "allow_always", "\x1b[B\r"),
-            ("No, cancel", "reject_once", "\x1b[B\x1b[B\r")
+            ("No, cancel", "reject_once", "\x1b")
         ]
     );
 }
@@ -104,7 +104,7 @@ fn a_list_in_what_is_asked_about_is_no_answer() {
         "────────────────────\n Write file\n 1. one\n 2. two\n Do you want to create it?\n ❯ 1. Yes\n   2. No\n\n Esc to cancel",
     );
     let question = asked("claude", &screen).unwrap();
-    assert_eq!(answers(&question), [("Yes", "allow_once", "1"), ("No", "reject_once", "2")]);
+    assert_eq!(answers(&question), [("Yes", "allow_once", "1"), ("No", "reject_once", "\x1b")]);
     assert_eq!(question.text, "Write file\n1. one\n2. two\nDo you want to create it?");
 }
 
@@ -130,5 +130,54 @@ fn droid_asks_for_a_file_and_for_what_is_not_known_yet() {
     let other = format!("⛬  Calling it.\n\nSomething new to approve\n{frame}");
     let question = asked("droid", &lines(&other)).unwrap();
     assert!(question.text.ends_with("Something new to approve"), "{}", question.text);
-    assert_eq!(answers(&question)[1], ("No, cancel", "reject_once", "\u{1b}[B\r"));
+    assert_eq!(answers(&question)[1], ("No, cancel", "reject_once", "\x1b"));
+}
+
+#[test]
+fn codex_asks_for_the_tool_of_a_server_in_two_columns() {
+    let screen = lines(
+        "• Calling tracker.echo({\"text\":\"x\"})\n\n\n  Field 1/1\n  Allow the tracker MCP server to run tool \"echo\"?\n\n  text: x\n\n  \
+         › 1. Allow                   Run the tool and continue\n    2. Allow for this session  Run the tool and remember this choice for this\n                               \
+         session\n    3. Always allow            Run the tool and remember this choice for\n                               future tool calls\n    4. Cancel                  \
+         Cancel this tool call\n  enter to submit | esc to cancel",
+    );
+    let question = asked("codex", &screen).unwrap();
+    assert_eq!(question.text, "Allow the tracker MCP server to run tool \"echo\"?\ntext: x");
+    let session = "Allow for this session · Run the tool and remember this choice for this session";
+    let always = "Always allow · Run the tool and remember this choice for future tool calls";
+    assert_eq!(
+        answers(&question),
+        [
+            ("Allow · Run the tool and continue", "allow_once", "1"),
+            (session, "allow_always", "2"),
+            (always, "allow_always", "3"),
+            ("Cancel · Cancel this tool call", "reject_once", "\x1b"),
+        ]
+    );
+}
+
+/// The model chooses the command that the second label quotes.
+#[test]
+fn what_a_label_quotes_is_no_answer_and_no_order_of_answers_turns_a_rejection_round() {
+    let ask = "  Would you like to run the following command?\n\n  $ python3 x.py\n\n";
+    let quoted = format!(
+        "{ask}› 1. Yes, proceed (y)\n  2. Yes, and don't ask again for commands that start with `python3 x.py\n     \
+         1. No, do not run it\n     2. Yes` (p)\n  3. No, and tell Codex what to do differently (esc)\n\n  Press enter to confirm or esc to cancel"
+    );
+    let question = asked("codex", &lines(&quoted)).unwrap();
+    let kinds: Vec<(&str, &str)> =
+        question.answers.iter().map(|answer| (answer.kind.as_str(), answer.keys.as_str())).collect();
+    assert_eq!(kinds, [("allow_once", "1"), ("allow_always", "2"), ("reject_once", "\x1b")]);
+    assert!(question.answers[1].label.ends_with("1. No, do not run it 2. Yes` (p)"), "{question:?}");
+    for list in [
+        // The same in the column of the list, another order, a gap, a number that is missing.
+        "› 1. Yes\n  2. Yes `a\n  1. No\n  2. Yes`\n  3. No",
+        "› 1. No, do not\n  2. Yes\n  3. No",
+        "› 1. Yes\n\n  2. No",
+        "› 1. Yes\n  3. No",
+        "› 1. Yes\nbeside it\n  2. No",
+    ] {
+        let screen = lines(&format!("{ask}{list}\n\n  Press enter to confirm or esc to cancel"));
+        assert_eq!(asked("codex", &screen), None, "{list}");
+    }
 }

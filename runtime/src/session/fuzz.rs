@@ -164,8 +164,8 @@ fn screen() {
 #[test]
 fn agent_file() {
     const TOKENS: &[&[u8]] = &[
-        br#""permission":{"footers":[""],"starts":[],"options":"numbered"}"#,
-        br#""permission":{"footers":[" "],"starts":[""],"asks":[""],"options":"framed"}"#,
+        br#""permission":{"footers":[""],"starts":[],"options":"numbered","reject":""}"#,
+        br#""permission":{"footers":[" "],"starts":[""],"asks":[""],"options":"framed","reject":""}"#,
         br#""input_box":"#,
         br#"{"kind":"rules","prompts":[""]}"#,
         br#"{"kind":"prompt","prompts":["> "],"footer":3}"#,

@@ -75,6 +75,11 @@ impl Conversation {
         self.messages.iter().any(|message| message.role == Role::User)
     }
 
+    /// The agent has said nothing yet to what the user said last.
+    pub(super) fn unanswered(&self) -> bool {
+        self.messages.last().is_some_and(|message| message.role == Role::User)
+    }
+
     /// Takes in what the terminal shows. Returns the id of the message that changed.
     pub(super) fn observe(&mut self, profile: &AgentProfile, lines: &[String], now: Timestamp) -> Option<usize> {
         if self.frozen {
@@ -97,8 +102,7 @@ impl Conversation {
 
     /// The agent is done. An agent that said nothing still gets its (empty) message, so that roles alternate.
     pub(super) fn settle(&mut self, now: Timestamp) -> Option<usize> {
-        let unanswered = self.messages.last().is_some_and(|message| message.role == Role::User);
-        (unanswered && !self.frozen).then(|| self.push(Role::Agent, String::new(), now))
+        (self.unanswered() && !self.frozen).then(|| self.push(Role::Agent, String::new(), now))
     }
 
     /// The agent took a message of the user; `before` is what the terminal showed when it was sent.

@@ -1,7 +1,7 @@
 //! Follows the agent's screen: snapshots after it changed, the conversation from the snapshots, readiness and
 //! status from how long it has been quiet. The only writer of all three.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -12,6 +12,9 @@ use super::{
     host::{Host, Inner},
     transport::{Agent, Transport},
 };
+
+/// So many times as long.
+const UNANSWERED: u32 = 4;
 
 impl Inner {
     /// The next process has shown nothing yet.
@@ -48,10 +51,17 @@ impl Host {
         } else if !inner.agent_ready {
             (inner.look == Look::Waiting).then(|| inner.last_change + self.profile.input.ready_settle())
         } else if inner.look != Look::Working && !inner.sending && !inner.prompt_state.is_open() {
-            Some(inner.last_change + self.config.timing.stable)
+            Some(inner.last_change + self.quiet_time(&inner))
         } else {
             None
         }
+    }
+
+    /// An agent that has been quiet for so long is done. One that has not said a word yet gets more time: on a busy machine
+    /// the first sign of work may be late.
+    fn quiet_time(&self, inner: &Inner) -> Duration {
+        let stable = self.config.timing.stable;
+        if inner.conversation.unanswered() { stable * UNANSWERED } else { stable }
     }
 
     fn snapshot(self: &Arc<Self>) {
@@ -124,7 +134,7 @@ impl Host {
             && inner.look != Look::Working
             && !inner.sending
             && !inner.prompt_state.is_open()
-            && (says_so || idle || quiet >= self.config.timing.stable);
+            && (says_so || idle || quiet >= self.quiet_time(inner));
         if stable {
             let settled = inner.conversation.settle((self.config.now)());
             self.publish_message(inner, settled);
