@@ -126,6 +126,14 @@ fn the_runtimes_token_makes_no_pod_but_a_session_pod() {
             pod["spec"]["containers"][0]["env"] = json!([{ "name": "KEY", "valueFrom": reference }]);
         },
         |pod| pod["spec"]["volumes"][0] = json!({ "name": "h", "hostPath": { "path": "/" } }),
+        |pod| {
+            let claim = json!({ "claimName": "s-somebody-data" });
+            pod["spec"]["volumes"][0] = json!({ "name": "v", "persistentVolumeClaim": claim });
+        },
+        |pod| {
+            let template = json!({ "spec": claim_spec() });
+            pod["spec"]["volumes"][0] = json!({ "name": "v", "ephemeral": { "volumeClaimTemplate": template } });
+        },
         |pod| pod["spec"]["hostNetwork"] = json!(true),
         |pod| pod["metadata"]["namespace"] = json!("kube-system"),
         |pod| pod["metadata"]["namespace"] = json!(SYSTEM_NAMESPACE),
@@ -136,6 +144,36 @@ fn the_runtimes_token_makes_no_pod_but_a_session_pod() {
     runtime.refused(&["-n", SYSTEM_NAMESPACE, "get", "pods"]);
     runtime.refused(&["get", "pods", "-A"]);
     runtime.refused(&["get", "namespaces"]);
+}
+
+fn claim_spec() -> Value {
+    json!({ "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Mi" } } })
+}
+
+#[test]
+fn the_runtimes_token_makes_no_volume_but_an_empty_one_of_a_session() {
+    let runtime = Thief::of("agentapi-runtime");
+    let claim = |name: &str, change: fn(&mut Value)| {
+        let metadata = json!({ "name": name, "namespace": TENANT });
+        let mut claim =
+            json!({ "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": claim_spec() });
+        change(&mut claim["spec"]);
+        claim
+    };
+    runtime.allowed(CREATE, &claim("s-attack-data", |_| ()));
+    for name in ["ws-web", "data-agentapi-postgres-0"] {
+        runtime.refused_object(CREATE, &claim(name, |_| ()));
+    }
+    let attacks: &[fn(&mut Value)] = &[
+        |spec| spec["volumeName"] = json!("pv-of-somebody"),
+        |spec| spec["dataSource"] = json!({ "kind": "PersistentVolumeClaim", "name": "s-somebody-data" }),
+        |spec| spec["dataSourceRef"] = json!({ "kind": "PersistentVolumeClaim", "name": "s-somebody-data" }),
+        |spec| spec["selector"] = json!({ "matchLabels": { "a": "b" } }),
+        |spec| spec["accessModes"] = json!(["ReadWriteMany"]),
+    ];
+    for attack in attacks {
+        runtime.refused_object(CREATE, &claim("s-attack-data", *attack));
+    }
 }
 
 #[test]

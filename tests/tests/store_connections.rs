@@ -120,3 +120,18 @@ async fn a_server_that_cut_its_connections_is_not_noticed() {
         fixture.used_by(n).await;
     }
 }
+
+/// As when the machine of Postgres lost its power: nothing comes back, not even a refusal.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_process_that_says_nothing_is_left() {
+    let mut fixture = Fixture::new(1, 16).await;
+    let silent = fixture.used_by(0).await;
+    let signal = |name: &str| {
+        let sent = std::process::Command::new("kill").args([name, &silent.to_string()]).status().unwrap();
+        assert!(sent.success());
+    };
+    signal("-STOP");
+    let other = tokio::time::timeout(Duration::from_secs(20), fixture.used_by(0)).await;
+    signal("-CONT");
+    assert_ne!(other.expect("still waiting for it"), silent);
+}

@@ -18,6 +18,8 @@ use crate::auth::Role;
 
 /// A connection that its organization hasn't used for this long goes back to the pool, which closes idle ones.
 const KEEP: Duration = Duration::from_secs(30);
+/// A kept connection that answers later than this is broken: a server that lost its power says nothing.
+const ANSWER: Duration = Duration::from_secs(3);
 /// Connections of the pool that tenants never take: for leaderships, which keep theirs, and for statements without a tenant.
 const RESERVED: usize = 5;
 
@@ -71,15 +73,13 @@ impl Shelf {
             ))
         };
         let Some(kept) = self.take(organization) else {
-            let mut fresh = lend(self.pool.acquire().await?, turn);
-            entry.begin(&mut fresh).await?;
-            return Ok(fresh);
+            return entry.begun(lend(self.pool.acquire().await?, turn), patience).await;
         };
         let mut borrowed = lend(kept, turn);
-        match entry.begin(&mut borrowed).await {
-            Ok(()) => return Ok(borrowed),
-            Err(error) if !is_broken(&error) => return Err(error),
-            Err(_) => {}
+        match tokio::time::timeout(ANSWER, entry.begin(&mut borrowed)).await {
+            Ok(Ok(())) => return Ok(borrowed),
+            Ok(Err(error)) if !is_broken(&error) => return Err(error),
+            Ok(Err(_)) | Err(_) => {}
         }
         // Postgres went away since this one was used.
         let Loan { mut connection, turn, .. } = ScopeGuard::into_inner(borrowed.0);
@@ -87,9 +87,7 @@ impl Shelf {
         drop(connection);
         // The others that are kept will be broken too; the pool looks before it gives.
         self.clear();
-        let mut fresh = lend(self.pool.acquire().await?, turn);
-        entry.begin(&mut fresh).await?;
-        Ok(fresh)
+        entry.begun(lend(self.pool.acquire().await?, turn), patience).await
     }
 
     /// The connection that the organization had, or when the pool has no more for tenants that of whoever has not used
@@ -133,6 +131,12 @@ pub(super) struct Entry<'a> {
 }
 
 impl Entry<'_> {
+    async fn begun(&self, mut fresh: Borrowed, patience: Duration) -> sqlx::Result<Borrowed> {
+        let begun = tokio::time::timeout(patience, self.begin(&mut fresh)).await;
+        begun.map_err(|_| sqlx::Error::PoolTimedOut)??;
+        Ok(fresh)
+    }
+
     /// The settings end with the transaction, so a connection carries nothing over to the next tenant.
     async fn begin(&self, connection: &mut PgConnection) -> sqlx::Result<()> {
         connection.execute("begin").await?;
@@ -186,7 +190,7 @@ impl Loan {
             return;
         };
         runtime.spawn(async move {
-            if self.connection.execute("rollback").await.is_ok() {
+            if let Ok(Ok(_)) = tokio::time::timeout(ANSWER, self.connection.execute("rollback")).await {
                 self.shelf.put(self.organization, self.connection);
             } else {
                 self.connection.close_on_drop();

@@ -51,7 +51,8 @@ impl Party {
         tx.commit().await?;
         let session = session.ok_or_else(invalid)?;
         internal::admit(&session, &claims, peer)?;
-        if session.phase.is_over() || session.phase == Phase::Terminating {
+        // A suspended session has no pod that could call.
+        if session.phase.is_over() || matches!(session.phase, Phase::Terminating | Phase::Suspended) {
             return Err(invalid().into());
         }
         let Ok(client) = Client::from_request_parts(parts, app).await;
