@@ -116,6 +116,11 @@ impl Guard {
 
     /// A request may choose among the models of the workspace's routes and no others: who pays has not named those.
     fn allows(&self, body: &Value) -> Result<(), String> {
+        // JavaScript reads an object with a length like a list.
+        let odd = |key: &str, fits: fn(&Value) -> bool| body.get(key).is_some_and(|value| !fits(value));
+        if odd("model", Value::is_string) || odd("system", |system| system.is_string() || system.is_array()) {
+            return Err("model is a string, system a string or a list".to_owned());
+        }
         let chosen = body.get("model").and_then(Value::as_str).filter(|model| model.contains(','));
         let system = body.get("system").and_then(Value::as_array).into_iter().flatten();
         let in_system = system
@@ -203,6 +208,10 @@ mod tests {
         assert_eq!(guard.allows(&tagged("a,y")), Ok(()));
         assert!(guard.allows(&tagged("a,other")).is_err());
         assert!(guard.allows(&tagged("other")).is_err());
+        let text = format!("{}other{}", CHOICE.0, CHOICE.1);
+        assert!(guard.allows(&json!({ "model": "x", "system": { "length": 2, "1": { "text": text } } })).is_err());
+        assert!(guard.allows(&json!({ "model": ["other,x"] })).is_err());
+        assert_eq!(guard.allows(&json!({ "model": "x", "system": "be brief" })), Ok(()));
     }
 
     #[test]
