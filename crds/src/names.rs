@@ -43,6 +43,9 @@ pub const POOL_CLAIMED: &str = "claimed";
 pub const POOL_COLD: &str = "cold";
 /// A pod of the operator that tries from a session pod's place to reach what it must not.
 pub const POOL_PROBE: &str = "probe";
+/// On a Secret of a tenant namespace: hosts, separated by commas, to which connections that were made through the API may
+/// send it.
+pub const ANNOTATION_MCP_HOSTS: &str = "agentapi.dev/mcp-hosts";
 /// Digest of the pod template that a warm pod was made from; an outdated warm pod is replaced.
 pub const ANNOTATION_TEMPLATE_HASH: &str = "agentapi.dev/template-hash";
 /// Setting this annotation on an Organization to a new value rotates the read-only role's password.

@@ -137,6 +137,10 @@ pub struct Quota {
     #[serde(default = "default_mcp_servers")]
     #[schemars(range(min = 0, max = 100))]
     pub mcp_servers: i32,
+    /// PromptPolicies of the organization and its workspaces.
+    #[serde(default = "default_prompt_policies")]
+    #[schemars(range(min = 0, max = 500))]
+    pub prompt_policies: i32,
     /// CPU limit of all session pods together.
     #[serde(default = "default_cpu")]
     #[x_kube(validation = ("isQuantity(string(self)) && !quantity(string(self)).isLessThan(quantity('0'))", "cpu is a quantity that is not negative, for example 8"))]
@@ -182,6 +186,7 @@ impl Default for Quota {
             workspaces: default_workspaces(),
             sessions: default_sessions(),
             mcp_servers: default_mcp_servers(),
+            prompt_policies: default_prompt_policies(),
             cpu: default_cpu(),
             memory: default_memory(),
             storage: default_storage(),
@@ -203,6 +208,9 @@ fn default_sessions() -> i32 {
 }
 fn default_mcp_servers() -> i32 {
     5
+}
+fn default_prompt_policies() -> i32 {
+    50
 }
 fn default_cpu() -> Quantity {
     Quantity("20".into())

@@ -59,9 +59,9 @@ pub struct PromptPolicySpec {
     /// The text, a minijinja template.
     #[schemars(length(min = 1, max = 65536))]
     pub template: String,
-    /// Variables of the template.
+    /// Variables of the template, each of up to 2048 characters.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64))]
+    #[schemars(extend("maxProperties" = 64, "additionalProperties" = { "type": "string", "maxLength": 2048 }))]
     pub variables: BTreeMap<String, String>,
     /// What to do about prompt injection in untrusted text.
     #[serde(default)]

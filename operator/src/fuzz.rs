@@ -90,7 +90,7 @@ fn specs() {
         }
         if let Some(found) = object::<PromptPolicy>("PromptPolicy", input) {
             let tenancy = Some(Ok(workspace::tests::tenancy()));
-            let verdict = prompt_policy::validate::validate(&found, tenancy, None, "agentapi-system");
+            let verdict = prompt_policy::validate::validate(&found, tenancy, None, "agentapi-system", []);
             let good = matches!(verdict, prompt_policy::validate::Verdict::Good(_));
             behaviour |= 8 | u64::from(good) << 4;
         }

@@ -7,7 +7,11 @@ use crate::{
 };
 use serde::Serialize;
 use serde_json::{Value, json};
-use sqlx::{PgConnection, PgPool, Row, postgres::PgRow};
+use sqlx::{
+    PgConnection, PgPool, Postgres, Row,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
 use std::collections::HashMap;
 use uuid::Uuid;
 
@@ -23,22 +27,22 @@ pub trait Record: Serialize + Sync {
     const WRITE: &'static str;
     /// Takes the row with id `$1` out of use. Gives back what it took out.
     const REMOVE: &'static str;
+    /// Rows in use, but for those of organizations that are gone: those are retained or deleted with it.
+    const KEPT: &'static str;
 }
 
 /// Write a resource's row and record that, in one transaction. An equal row is not written and leaves no record.
 pub async fn write<R: Record>(pool: &PgPool, row: &R, metrics: &Metrics) -> Result<()> {
     let mut tx = pool.begin().await.map_err(failed("begin a transaction"))?;
     let values = serde_json::to_value(row).unwrap_or_default();
-    let retired =
-        sqlx::query(R::RETIRE).bind(&values).fetch_all(&mut *tx).await.map_err(failed("retire a predecessor"))?;
-    record_removed::<R>(&mut tx, &retired, "superseded").await?;
+    let retired = take_out::<R>(&mut tx, sqlx::query(R::RETIRE).bind(&values), "superseded").await?;
     let written =
         sqlx::query(R::WRITE).bind(&values).fetch_optional(&mut *tx).await.map_err(failed("write a resource's row"))?;
     if let Some(written) = &written {
         record_written::<R>(&mut tx, written).await?;
     }
     tx.commit().await.map_err(failed("commit"))?;
-    if written.is_some() || !retired.is_empty() {
+    if written.is_some() || retired > 0 {
         metrics.changed_database(R::METRIC);
     }
     Ok(())
@@ -47,11 +51,9 @@ pub async fn write<R: Record>(pool: &PgPool, row: &R, metrics: &Metrics) -> Resu
 /// A resource is gone, or must not be in use any more.
 pub async fn remove<R: Record>(pool: &PgPool, id: Uuid, metrics: &Metrics) -> Result<()> {
     let mut tx = pool.begin().await.map_err(failed("begin a transaction"))?;
-    let removed =
-        sqlx::query(R::REMOVE).bind(id).fetch_all(&mut *tx).await.map_err(failed("remove a resource's row"))?;
-    record_removed::<R>(&mut tx, &removed, "deleted").await?;
+    let removed = take_out::<R>(&mut tx, sqlx::query(R::REMOVE).bind(id), "deleted").await?;
     tx.commit().await.map_err(failed("commit"))?;
-    if !removed.is_empty() {
+    if removed > 0 {
         metrics.changed_database(R::METRIC);
     }
     Ok(())
@@ -71,12 +73,41 @@ async fn record_written<R: Record>(tx: &mut PgConnection, written: &PgRow) -> Re
     record::<R>(tx, now.organization, verb, &now, None).await
 }
 
-async fn record_removed<R: Record>(tx: &mut PgConnection, removed: &[PgRow], reason: &str) -> Result<()> {
-    for row in removed {
+/// Runs a statement that takes rows out of use, and records each; gives back how many.
+async fn take_out<R: Record>(
+    tx: &mut PgConnection,
+    statement: Query<'_, Postgres, PgArguments>,
+    reason: &str,
+) -> Result<usize> {
+    let removed = statement.fetch_all(&mut *tx).await.map_err(failed("remove a resource's row"))?;
+    for row in &removed {
         let gone = Touched::read(row).map_err(failed("remove a resource's row"))?;
         record::<R>(tx, gone.organization, "delete", &gone, Some(reason)).await?;
     }
-    Ok(())
+    Ok(removed.len())
+}
+
+/// A row that is in use, by the object that it stands for.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct Kept {
+    /// `metadata.uid`.
+    pub id: Uuid,
+    /// `metadata.namespace`.
+    #[sqlx(rename = "k8s_namespace")]
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+}
+
+impl std::fmt::Display for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// All rows in use.
+pub async fn kept<R: Record>(pool: &PgPool) -> Result<Vec<Kept>> {
+    sqlx::query_as(R::KEPT).fetch_all(pool).await.map_err(failed("read the rows of resources"))
 }
 
 /// What the log tells of a row that a statement gave back.
@@ -161,6 +192,8 @@ impl Record for WorkspaceRow {
          returning org_id, id, name, k8s_namespace, generation, (xmax = 0) as created, org_id as before";
     const REMOVE: &'static str = "update workspaces set deleted_at = now() where id = $1 and deleted_at is null
          returning org_id, id, name, k8s_namespace, generation";
+    const KEPT: &'static str = "select w.id, w.k8s_namespace, w.name from workspaces w
+         join organizations o on o.id = w.org_id where w.deleted_at is null and o.deleted_at is null";
 }
 
 /// An `McpConnection`'s row.
@@ -208,6 +241,8 @@ impl Record for ConnectionRow {
          returning org_id, id, name, k8s_namespace, generation, (xmax = 0) as created, org_id as before";
     const REMOVE: &'static str = "delete from mcp_connections where id = $1
          returning org_id, id, name, k8s_namespace, generation";
+    const KEPT: &'static str = "select c.id, c.k8s_namespace, c.name from mcp_connections c
+         join organizations o on o.id = c.org_id where c.origin = 'crd' and o.deleted_at is null";
 }
 
 /// A `PromptPolicy`'s row.
@@ -266,6 +301,8 @@ impl Record for PolicyRow {
                    (select was.org_id from prompt_policies was where was.id = p.id) as before";
     const REMOVE: &'static str = "delete from prompt_policies where id = $1
          returning org_id, id, name, k8s_namespace, generation";
+    const KEPT: &'static str = "select p.id, p.k8s_namespace, p.name from prompt_policies p
+         left join organizations o on o.id = p.org_id where o.deleted_at is null";
 }
 
 /// Generation of a policy whose template is in use.

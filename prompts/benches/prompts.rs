@@ -40,7 +40,7 @@ fn facts() -> Facts {
 fn composition(c: &mut Criterion) {
     let (policies, facts) = (policies(), facts());
     c.bench_function("composition/uncached", |b| b.iter(|| compose(black_box(&policies), black_box(&facts)).unwrap()));
-    let cache = Cache::new(1024);
+    let cache = Cache::new(32 << 20);
     let generations = Generations::of(&policies);
     cache.put(generations.clone(), facts.clone(), Arc::new(compose(&policies, &facts).unwrap()));
     for user in 0..1000 {

@@ -45,35 +45,66 @@ struct Kept {
     composed: Arc<Composed>,
 }
 
+impl Kept {
+    /// Bytes, more or less.
+    fn weight(&self) -> usize {
+        const EACH: usize = 256;
+        const BESIDES: usize = 1024;
+        let parts = self.generations.0.len() + self.composed.sections.len() + self.composed.left_out.len();
+        self.composed.text.len() + parts * EACH + BESIDES
+    }
+}
+
+/// The texts of one organization.
+#[derive(Default)]
+struct Share {
+    kept: HashMap<u64, Kept>,
+    bytes: usize,
+}
+
 /// The cache. An organization's or workspace's name and id are in the key: with the facts, and with the policies.
+/// When it is full, the organization that takes most of it begins anew: whoever has many texts composed throws out
+/// nobody else's.
 pub struct Cache {
-    kept: RwLock<HashMap<u64, Kept>>,
+    shares: RwLock<HashMap<String, Share>>,
     hasher: RandomState,
-    capacity: usize,
+    bytes: usize,
 }
 
 impl Cache {
-    /// Keeps at most so many texts.
-    pub fn new(capacity: usize) -> Self {
-        Self { kept: RwLock::default(), hasher: RandomState::new(), capacity: capacity.max(1) }
+    /// Keeps at most so many bytes.
+    pub fn new(bytes: usize) -> Self {
+        Self { shares: RwLock::default(), hasher: RandomState::new(), bytes }
     }
 
     /// The text of exactly these generations for exactly these facts.
     pub fn get(&self, generations: &Generations, facts: &Facts) -> Option<Arc<Composed>> {
-        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
-        let found = kept.get(&self.key(generations, facts))?;
+        let shares = self.shares.read().unwrap_or_else(PoisonError::into_inner);
+        let found = shares.get(facts.organization())?.kept.get(&self.key(generations, facts))?;
         (found.generations == *generations && found.facts == *facts).then(|| Arc::clone(&found.composed))
     }
 
     /// Keeps a text.
     pub fn put(&self, generations: Generations, facts: Facts, composed: Arc<Composed>) {
         let key = self.key(&generations, &facts);
-        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= self.capacity && !kept.contains_key(&key) {
-            // What is in use comes back with the next session; bookkeeping per look-up would cost more.
-            kept.clear();
+        let kept = Kept { generations, facts, composed };
+        let weight = kept.weight();
+        if weight > self.bytes {
+            return;
         }
-        kept.insert(key, Kept { generations, facts, composed });
+        let mut shares = self.shares.write().unwrap_or_else(PoisonError::into_inner);
+        // What is in use comes back with the next session; bookkeeping per look-up would cost more.
+        while shares.values().map(|share| share.bytes).sum::<usize>() + weight > self.bytes {
+            let largest = shares.iter().max_by_key(|(_, share)| share.bytes).map(|(name, _)| name.clone());
+            if largest.and_then(|name| shares.remove(&name)).is_none() {
+                break;
+            }
+        }
+        let share = shares.entry(kept.facts.organization().to_owned()).or_default();
+        share.bytes += weight;
+        if let Some(before) = share.kept.insert(key, kept) {
+            share.bytes -= before.weight();
+        }
     }
 
     fn key(&self, generations: &Generations, facts: &Facts) -> u64 {
@@ -96,7 +127,7 @@ mod tests {
 
     #[test]
     fn another_generation_user_or_day_is_another_text() {
-        let cache = Cache::new(10);
+        let cache = Cache::new(1 << 20);
         let generations = Generations::new([(2, 1), (1, 4)]);
         cache.put(generations.clone(), facts("alice", "2026-11-26"), composed("old"));
         let get = |generations: &Generations, facts: &Facts| cache.get(generations, facts).map(|it| it.text.clone());
@@ -110,12 +141,30 @@ mod tests {
     }
 
     #[test]
-    fn it_stays_small() {
-        let cache = Cache::new(3);
-        for user in 0..100 {
-            cache.put(Generations::default(), facts(&user.to_string(), "d"), composed("x"));
-            assert!(cache.kept.read().unwrap().len() <= 3);
-            assert!(cache.get(&Generations::default(), &facts(&user.to_string(), "d")).is_some());
+    fn whoever_floods_it_throws_out_nobody_else_and_it_stays_small() {
+        const BYTES: usize = 256 * 1024;
+        let cache = Cache::new(BYTES);
+        let acme = |user: u32| Facts::new("acme", "web", &user.to_string(), "claude", "d", ["github"]);
+        for user in 0..10 {
+            cache.put(Generations::default(), acme(user), composed("x"));
         }
+        for user in 0..5000 {
+            let facts = Facts::new("globex", "web", &user.to_string(), "claude", "d", ["github"]);
+            cache.put(Generations::default(), facts.clone(), composed(&"y".repeat(2048)));
+            assert!(cache.get(&Generations::default(), &facts).is_some());
+            let shares = cache.shares.read().unwrap();
+            assert!(shares.values().map(|share| share.bytes).sum::<usize>() <= BYTES);
+            let counted = |share: &Share| share.kept.values().map(Kept::weight).sum::<usize>();
+            assert!(shares.values().all(|share| share.bytes == counted(share)));
+        }
+        for user in 0..10 {
+            assert!(cache.get(&Generations::default(), &acme(user)).is_some(), "{user}");
+        }
+        // The same again takes its own place, and what is larger than all of it takes none.
+        cache.put(Generations::default(), acme(0), composed("z"));
+        assert_eq!(cache.get(&Generations::default(), &acme(0)).map(|it| it.text.clone()).as_deref(), Some("z"));
+        cache.put(Generations::default(), acme(99), composed(&"y".repeat(BYTES)));
+        assert!(cache.get(&Generations::default(), &acme(99)).is_none());
+        assert!(cache.get(&Generations::default(), &acme(1)).is_some());
     }
 }

@@ -16,6 +16,10 @@ use crate::template;
 /// Longest composed text, in bytes.
 pub const MAX_BYTES: usize = 128 * 1024;
 
+/// Fuel for all templates of a session together: what is composed again for each session must not take long, however
+/// many policies there are. Enough for fifty of the longest that only say something, and four that compute all they may.
+const MAX_FUEL: u64 = 100_000;
+
 /// Why there is no text. A session without the operator's rules is not started.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ComposeError {
@@ -28,6 +32,17 @@ pub enum ComposeError {
         generation: i64,
         /// Line, column and what is wrong.
         problem: String,
+    },
+    /// All templates together.
+    #[error(
+        "the prompt policies take too long together, at PromptPolicy {policy} (generation {generation}); make their \
+         templates simpler, or use fewer"
+    )]
+    TooSlow {
+        /// Namespace and name of the one that was too much.
+        policy: String,
+        /// Generation of its spec.
+        generation: i64,
     },
     /// All sections together.
     #[error("the prompt policies have {bytes} bytes together, and {MAX_BYTES} are allowed; shorten one of them")]
@@ -127,13 +142,17 @@ pub fn digest(text: &str) -> String {
 /// Composes the policies that apply to a session.
 pub fn compose(policies: &[Policy], facts: &Facts) -> Result<Composed, ComposeError> {
     let (chosen, left_out) = choose(policies);
-    let mut composed = Composed { left_out, ..Composed::default() };
+    let (mut composed, mut burnt) = (Composed { left_out, ..Composed::default() }, 0);
     for policy in chosen {
         composed.mode = composed.mode.max(policy.mode);
         let source = Source::of(policy);
-        let rendered = template::render(&policy.template, &policy.variables, facts).map_err(|problem| {
+        let (rendered, fuel) = template::rendered(&policy.template, &policy.variables, facts).map_err(|problem| {
             ComposeError::Template { policy: source.to_string(), generation: policy.generation, problem }
         })?;
+        burnt += fuel;
+        if burnt > MAX_FUEL {
+            return Err(ComposeError::TooSlow { policy: source.to_string(), generation: policy.generation });
+        }
         let text = rendered.trim_matches(['\n', '\r', ' ', '\t']);
         if text.is_empty() {
             composed.left_out.push(LeftOut { source, reason: "its text is empty for this session".to_owned() });

@@ -195,3 +195,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn many_templates_that_compute_much_are_too_much_together() {
+    let greedy = "{% for i in range(900) %}{% for j in range(6) %}{% endfor %}{% endfor %}";
+    let of = |n: u32, template: &str| Policy {
+        template: template.to_owned(),
+        ..policy(Scope::Organization, &format!("p{n}"), 0, false)
+    };
+    let policies: Vec<Policy> = (0..20).map(|n| of(n, greedy)).collect();
+    assert!(compose(&policies[..1], &Facts::example()).is_ok(), "each of them is allowed");
+    let error = compose(&policies, &Facts::example()).unwrap_err();
+    assert!(matches!(&error, ComposeError::TooSlow { .. }), "{error}");
+    assert!(error.to_string().contains("use fewer"), "{error}");
+    // Fifty long ones that say something are not.
+    let plain = "{{ user }} writes tests first. ".repeat(60);
+    let policies: Vec<Policy> = (0..50).map(|n| of(n, &plain)).collect();
+    assert!(compose(&policies, &Facts::example()).is_ok());
+}

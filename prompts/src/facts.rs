@@ -52,6 +52,11 @@ impl Facts {
         Self::new(organization, workspace, "alice@example.com", "claude", "2026-01-31", ["github", "search"])
     }
 
+    /// Whose it is.
+    pub(crate) fn organization(&self) -> &str {
+        &self.organization
+    }
+
     /// The variables of a template, over the policy's own.
     pub(crate) fn context(&self, own: &BTreeMap<String, String>) -> Value {
         let own = own.iter().map(|(name, value)| (name.as_str(), Value::from(value.as_str())));

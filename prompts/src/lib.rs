@@ -14,4 +14,4 @@ pub use cache::{Cache, Generations};
 pub use compose::{Composed, compose};
 pub use facts::Facts;
 pub use policy::{Mode, Policy, Scope};
-pub use screen::{Family, Finding, redact, screen};
+pub use screen::{Family, Finding, printable, redact, screen};

@@ -10,8 +10,12 @@ use crate::facts::{Facts, NAMES};
 
 /// Longest rendered text of one policy, in bytes.
 pub const MAX_RENDERED_BYTES: usize = 64 * 1024;
+/// Longest value of a variable of a policy's own, in characters.
+pub const MAX_VARIABLE_CHARS: usize = 2048;
 /// Enough for the longest text and a loop over a hundred tools; about 1.5 MB of memory.
 const FUEL: u64 = 25_000;
+/// Reading a template costs, too: one unit for so many bytes.
+const BYTES_PER_FUEL: usize = 64;
 
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut environment = Environment::new();
@@ -27,6 +31,11 @@ static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
 pub fn check(template: &str, variables: &BTreeMap<String, String>) -> Result<(), String> {
     if let Some(taken) = variables.keys().find(|name| NAMES.contains(&name.as_str())) {
         return Err(format!("line 1, column 1: variables.{taken} would hide the platform's own {taken}; rename it"));
+    }
+    if let Some((name, _)) = variables.iter().find(|(_, value)| value.chars().nth(MAX_VARIABLE_CHARS).is_some()) {
+        return Err(format!(
+            "line 1, column 1: variables.{name} has more than {MAX_VARIABLE_CHARS} characters; put it into the template"
+        ));
     }
     let parsed =
         ENVIRONMENT.template_from_named_str("template", template).map_err(|error| describe(&error, template))?;
@@ -47,17 +56,27 @@ pub fn check(template: &str, variables: &BTreeMap<String, String>) -> Result<(),
 
 /// The text of a template. The error has line and column.
 pub fn render(template: &str, variables: &BTreeMap<String, String>, facts: &Facts) -> Result<String, String> {
-    let rendered = ENVIRONMENT
-        .template_from_named_str("template", template)
-        .and_then(|parsed| parsed.render(facts.context(variables)))
-        .map_err(|error| describe(&error, template))?;
-    if rendered.len() > MAX_RENDERED_BYTES {
+    rendered(template, variables, facts).map(|(text, _)| text)
+}
+
+/// The same, and the fuel that it took.
+pub(crate) fn rendered(
+    template: &str,
+    variables: &BTreeMap<String, String>,
+    facts: &Facts,
+) -> Result<(String, u64), String> {
+    let parsed =
+        ENVIRONMENT.template_from_named_str("template", template).map_err(|error| describe(&error, template))?;
+    let captured = parsed.render_captured(facts.context(variables)).map_err(|error| describe(&error, template))?;
+    let burnt = captured.state().fuel_levels().map_or(0, |(burnt, _)| burnt);
+    let text = captured.into_output();
+    if text.len() > MAX_RENDERED_BYTES {
         return Err(format!(
             "line 1, column 1: the text has {} bytes when it is rendered, and {MAX_RENDERED_BYTES} are allowed",
-            rendered.len()
+            text.len()
         ));
     }
-    Ok(rendered)
+    Ok((text, burnt + (template.len() / BYTES_PER_FUEL) as u64))
 }
 
 fn describe(error: &Error, template: &str) -> String {
@@ -161,6 +180,8 @@ mod tests {
         ] {
             assert!(check(greedy, &none()).is_err(), "{greedy}");
         }
+        let long = BTreeMap::from([("own".to_owned(), "ä".repeat(MAX_VARIABLE_CHARS + 1))]);
+        assert!(check("x", &long).unwrap_err().contains("variables.own has more than 2048"));
         assert!(problem(&"x".repeat(MAX_RENDERED_BYTES + 1)).contains("are allowed"));
         assert_eq!(check(&"x".repeat(MAX_RENDERED_BYTES), &none()), Ok(()));
     }

@@ -69,6 +69,7 @@ pub fn pod(workspace: &Workspace) -> Result<PodSpec> {
         database_ready: true,
         workspaces: 1,
         mcp_servers: 0,
+        prompt_policies: 9,
         allowed_egress: None,
     };
     let accepted = validate(workspace, Ok(tenancy), []).map_err(|refusal| anyhow::anyhow!(refusal.message))?;

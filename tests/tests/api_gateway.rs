@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use agentapi_tests::api::Api;
 use agentapi_tests::mcp::fastmcp::Fastmcp;
 use agentapi_tests::mcp::raw::{Mood, Raw};
-use agentapi_tests::mcp::setup::{call, configuration, connection, initialize, platform, request, rpc};
+use agentapi_tests::mcp::setup::{call, configuration, connection, initialize, platform, protected, request, rpc};
 use anyhow::Result;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -22,18 +22,8 @@ fn kind(answer: &Value) -> &str {
 async fn a_session_goes_through_to_a_real_server_with_progress_on_the_way() -> Result<()> {
     let (platform, replica, acme) = platform(SESSION_POD).await?;
     let (admin, alice) = (replica.api(Some(&acme.admin))?, replica.api(Some(&acme.alice))?);
-    platform.secrets.set(&acme.organization.slug, "fixture", "token", "s3cret");
     for transport in ["http", "sse"] {
-        let server = Fastmcp::start(transport, Some("s3cret")).await?;
-        let field = if transport == "sse" { "sse" } else { "streamableHttp" };
-        let id = connection(
-            &admin,
-            &json!({
-                "name": format!("fixture-{transport}"), "transport": {field: {"url": server.url()}},
-                "auth": {"bearer": {"secretRef": {"name": "fixture", "key": "token"}}}, "tools": {"deny": ["broken"]},
-            }),
-        )
-        .await?;
+        let (_server, id) = protected(&platform, &acme, &admin, transport).await?;
         let session = initialize(&alice, &id).await?;
         let session = session.as_deref();
         assert_eq!(session.is_some(), transport == "http");

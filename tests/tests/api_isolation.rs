@@ -84,7 +84,7 @@ async fn every_route_but_the_probes_wants_a_token() -> Result<()> {
         // Users come back from a provider with a state instead of a token.
         let wanted = match path.as_str() {
             "/live" | "/ready" | "/health" => 200,
-            "/v1/oauth/callback" => 400,
+            "/v1/oauth/callback" | "/v1/oauth/callback/{connection}" => 400,
             _ => 401,
         };
         assert_eq!((answer.status.as_u16(), open), (wanted, wanted != 401), "{method} {path}");

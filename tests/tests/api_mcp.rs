@@ -4,7 +4,7 @@
 use agentapi_tests::api::Api;
 use agentapi_tests::mcp::fastmcp::Fastmcp;
 use agentapi_tests::mcp::raw::{Mood, Raw};
-use agentapi_tests::mcp::setup::{configuration, connection, platform};
+use agentapi_tests::mcp::setup::{self, configuration, connection, platform};
 use agentapi_tests::serve::{Platform, Replica, Tenant};
 use anyhow::{Context, Result};
 use reqwest::Method;
@@ -279,7 +279,7 @@ async fn a_test_says_whether_a_real_server_works_and_why_not() -> Result<()> {
     let missing = test(body.clone()).await?;
     assert_eq!(missing["error"], "mcp-no-credentials", "{missing}");
     assert!(missing["detail"].as_str().unwrap().contains("fixture"), "{missing}");
-    platform.secrets.set(&acme.organization.slug, "fixture", "token", "s3cret");
+    setup::secret(&platform, &acme, "fixture", "s3cret", &new.url())?;
     let works = test(body).await?;
     assert_eq!((&works["ok"], &works["protocolVersion"]), (&json!(true), &json!("2026-07-28")), "{works}");
     assert_eq!(works["server"]["name"], "fixture");
@@ -329,5 +329,42 @@ async fn a_replica_that_opens_nothing_calls_nothing_inside() -> Result<()> {
     let refused = admin.post("/v1/mcp/connect", &json!({"connection": id})).await?;
     assert_eq!((refused.status.as_u16(), refused.problem()), (422, "mcp-address-refused"), "{}", refused.body);
     assert_eq!(server.seen().len(), 0, "the server was called");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_secret_of_one_connection_is_not_sent_to_the_server_of_another() -> Result<()> {
+    let (platform, replica, acme) = platform(SESSION_POD).await?;
+    let admin = replica.api(Some(&acme.admin))?;
+    let (own, evil) = (Raw::start().await?, Raw::start().await?);
+    setup::secret(&platform, &acme, "tracker", "s3cret", &own.url())?;
+    // A Secret that only a resource names.
+    platform.secrets.set(&acme.organization.slug, "of-a-resource", "token", "s3cret");
+    for (secret, auth) in [
+        ("tracker", json!({"bearer": {"secretRef": {"name": "tracker", "key": "token"}}})),
+        (
+            "of-a-resource",
+            json!({"apiKey": {"header": "X-Key", "secretRef": {"name": "of-a-resource", "key": "token"}}}),
+        ),
+    ] {
+        let mut body = configuration(secret, &evil.url());
+        body["auth"] = auth;
+        let tried = admin.post("/v1/mcp/test", &json!({ "configuration": body })).await?.expect(200)?;
+        assert_eq!((&tried["ok"], &tried["error"]), (&json!(false), &json!("mcp-no-credentials")), "{tried}");
+        let detail = tried["detail"].as_str().unwrap();
+        assert!(detail.contains("agentapi.dev/mcp-hosts") && detail.contains(&evil.address.to_string()), "{detail}");
+        let id = connection(&admin, &body).await?;
+        let refused = admin.post("/v1/mcp/connect", &json!({"connection": id})).await?;
+        assert_eq!((refused.status.as_u16(), refused.problem()), (422, "mcp-no-credentials"), "{}", refused.body);
+    }
+    assert_eq!(evil.seen().len(), 0, "the server was called");
+    // To its own server it goes, and it is the word of the Secret as it is now that counts.
+    let mut body = configuration("own", &own.url());
+    body["auth"] = json!({"bearer": {"secretRef": {"name": "tracker", "key": "token"}}});
+    let works = async || admin.post("/v1/mcp/test", &json!({ "configuration": body })).await?.expect(200);
+    assert_eq!(works().await?["ok"], true);
+    assert!(own.seen().iter().all(|seen| seen.head.contains("authorization: bearer s3cret\r\n")));
+    platform.secrets.allow(&acme.organization.slug, "tracker", "mcp.example.com");
+    assert_eq!(works().await?["error"], "mcp-no-credentials");
     Ok(())
 }

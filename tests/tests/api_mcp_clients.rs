@@ -1,9 +1,8 @@
 //! Clients of MCP servers: a user connects, lists, calls, reads, and any replica goes on with it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use agentapi_tests::mcp::fastmcp::Fastmcp;
 use agentapi_tests::mcp::raw::{Mood, Raw};
-use agentapi_tests::mcp::setup::{self, configuration, connect, connection, platform};
+use agentapi_tests::mcp::setup::{self, configuration, connect, connection, platform, protected, secret};
 use anyhow::Result;
 use serde_json::{Value, json};
 
@@ -18,18 +17,8 @@ fn names(list: &Value, field: &str) -> Vec<String> {
 async fn every_kind_of_question_reaches_a_real_server_by_either_transport() -> Result<()> {
     let (platform, replica, acme) = platform(SESSION_POD).await?;
     let (admin, alice) = (replica.api(Some(&acme.admin))?, replica.api(Some(&acme.alice))?);
-    platform.secrets.set(&acme.organization.slug, "fixture", "token", "s3cret");
     for transport in ["http", "sse"] {
-        let server = Fastmcp::start(transport, Some("s3cret")).await?;
-        let field = if transport == "sse" { "sse" } else { "streamableHttp" };
-        let id = connection(
-            &admin,
-            &json!({
-                "name": format!("fixture-{transport}"), "transport": {field: {"url": server.url()}},
-                "auth": {"bearer": {"secretRef": {"name": "fixture", "key": "token"}}}, "tools": {"deny": ["broken"]},
-            }),
-        )
-        .await?;
+        let (_server, id) = protected(&platform, &acme, &admin, transport).await?;
         let client = connect(&alice, &id).await?;
         let ask = async |route: &str, mut body: Value| {
             body["client"] = json!(client);
@@ -97,8 +86,7 @@ async fn another_replica_goes_on_with_a_client_and_a_lost_session_is_opened_agai
 async fn a_credential_that_was_changed_is_used_at_once_and_never_shown() -> Result<()> {
     let (platform, replica, acme) = platform(SESSION_POD).await?;
     let (admin, server) = (replica.api(Some(&acme.admin))?, Raw::start().await?);
-    let slug = &acme.organization.slug;
-    platform.secrets.set(slug, "raw", "token", "first-t0ken");
+    secret(&platform, &acme, "raw", "first-t0ken", &server.url())?;
     server.set_token("first-t0ken");
     let mut body = configuration("raw", &server.url());
     body["auth"] = json!({"bearer": {"secretRef": {"name": "raw", "key": "token"}}});
@@ -109,7 +97,7 @@ async fn a_credential_that_was_changed_is_used_at_once_and_never_shown() -> Resu
     server.set_token("second-t0ken");
     let refused = admin.post("/v1/mcp/call_tool", &call).await?;
     assert_eq!((refused.status.as_u16(), refused.problem()), (502, "mcp-unauthorized"), "{}", refused.body);
-    platform.secrets.set(slug, "raw", "token", "second-t0ken");
+    secret(&platform, &acme, "raw", "second-t0ken", &server.url())?;
     admin.post("/v1/mcp/call_tool", &call).await?.expect(200)?;
     for path in ["/v1/mcp/configurations", "/v1/mcp/clients", "/v1/audit?limit=1000"] {
         let shown = admin.get(path).await?.expect(200)?.to_string();

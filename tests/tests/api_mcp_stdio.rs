@@ -188,6 +188,50 @@ async fn requests_without_a_session_share_one_process() {
 }
 
 #[tokio::test]
+async fn clients_that_share_a_process_do_not_reach_each_other() {
+    let python = tokio::task::spawn_blocking(fastmcp::python).await.unwrap().unwrap().display().to_string();
+    let program = repo().join("tests/fixtures/mcp/gossip.py").display().to_string();
+    let pod = Pod::of(vec![python, program], 8).await;
+    let request = |id: Value, method: &str| json!({"jsonrpc": "2.0", "id": id, "method": method});
+    let heard = async || {
+        let answer = pod.messages(None, &request(json!("h"), "heard")).await.pop().unwrap();
+        answer["result"]["heard"].as_array().unwrap().clone()
+    };
+    // Alice waits for an answer. The stream begins when the program has her request.
+    let alice = pod.send(None, &request(json!(7), "hold")).await;
+    eventually("alice's request is heard", SOON, async || {
+        Ok(if heard().await.iter().any(|it| it["method"] == "hold") { Ok(()) } else { Err("not yet".to_owned()) })
+    })
+    .await
+    .unwrap();
+    // Bob cancels under her id and under the one that the program knows, and answers what the program asks.
+    for id in [json!(7), json!(1), json!("7")] {
+        let cancel = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id}});
+        assert_eq!(pod.send(None, &cancel).await.status(), StatusCode::ACCEPTED);
+        let forged = json!({"jsonrpc": "2.0", "id": id, "result": {"forged": true}});
+        assert_eq!(pod.send(None, &forged).await.status(), StatusCode::ACCEPTED);
+    }
+    // He is the only one who asks for something, and gets what is about his request and nothing else.
+    let told = pod.messages(None, &request(json!("g"), "gossip")).await;
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(told[0]["params"]["data"], "yours");
+    assert_eq!(told[0]["params"]["_meta"]["io.modelcontextprotocol/subscriptionId"], "g");
+    assert_eq!((&told[1]["id"], &told[1]["result"]), (&json!("g"), &json!({})));
+    let all = heard().await;
+    assert!(all.iter().all(|it| it["method"] != "notifications/cancelled" && it["result"].is_null()), "{all:?}");
+    // Whom it has asked does not keep it waiting.
+    let declined: Vec<_> = all.iter().filter(|it| it["id"] == "ask-1").collect();
+    assert_eq!((declined.len(), &declined[0]["error"]["code"]), (1, &json!(-32601)), "{all:?}");
+    pod.messages(None, &request(json!("r"), "release")).await;
+    let answer = alice.text().await.unwrap();
+    assert!(answer.contains("\"id\":7") && answer.contains("\"late\":true"), "{answer}");
+    // With a session, which is one client's, all of that goes through.
+    let session = pod.initialize().await;
+    let told = pod.messages(Some(&session), &request(json!("g"), "gossip")).await;
+    assert_eq!(told.len(), 4, "{told:?}");
+}
+
+#[tokio::test]
 async fn processes_are_limited_and_idle_ones_make_room() {
     let pod = Pod::demo(1).await;
     let idle = pod.initialize().await;

@@ -35,7 +35,7 @@ async fn a_user_agrees_and_the_gateway_has_a_token_that_nobody_else_sees() -> Re
     let provider = agent.leave(&page).await?;
     let asked: HashMap<_, _> = provider.query_pairs().collect();
     assert_eq!((&*asked["response_type"], &*asked["code_challenge_method"]), ("code", "S256"));
-    assert_eq!(&*asked["redirect_uri"], world.callback());
+    assert_eq!(&*asked["redirect_uri"], format!("{}/{connection}", world.callback()));
     assert_eq!((&*asked["resource"], &*asked["prompt"]), ("http://127.0.0.1:9/mcp", "consent"));
     assert_eq!(&*asked["scope"], "openid agentapi offline_access");
     let state = asked["state"].clone().into_owned();
@@ -164,6 +164,11 @@ async fn each_provider_is_spoken_to_in_its_own_way() -> Result<()> {
     for all in [google, azure, auth0, parameters(&github)] {
         assert_eq!(all["code_challenge_method"], "S256", "PKCE always");
     }
+    // One that nobody can name has one address for all connections; GitHub is not asked before the user goes there.
+    let constant = json!({"provider": "Github", "issuer": null, "clientSecretRef": "none"});
+    let own = world.connection(&world.acme, "own", &constant).await?;
+    let own = Agent::new()?.leave(&world.begin(&api, own).await?).await?;
+    assert_eq!((own.host_str(), &parameters(&own)["redirect_uri"]), (Some("github.com"), &world.callback()));
     Ok(())
 }
 

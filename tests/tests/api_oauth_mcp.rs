@@ -57,7 +57,8 @@ async fn a_server_says_who_protects_it_and_we_register_there() -> Result<()> {
     for (number, points) in [(1, true), (2, false)] {
         let issuer = world.oidc.issuer.clone();
         let url = start(points, |base| {
-            json!({"resource": format!("{base}/mcp"), "authorization_servers": [issuer], "scopes_supported": ["agentapi"]})
+            let scopes = json!(["agentapi", "nul\0", "x".repeat(300), ""]);
+            json!({"resource": format!("{base}/mcp"), "authorization_servers": [issuer], "scopes_supported": scopes})
         })
         .await?;
         let oauth = json!({"url": url, "issuer": null, "dynamicRegistration": true});
@@ -110,6 +111,15 @@ async fn a_server_that_speaks_for_another_or_says_nothing_is_refused() -> Result
         ),
         ("liar", start(true, |base| json!({"resource": base, "authorization_servers": [base]})).await?),
         ("nothing", start(true, |_| json!([])).await?),
+        (
+            "long",
+            start(
+                true,
+                |base| json!({"resource": format!("{base}?{}", "x".repeat(3000)), "authorization_servers": [base]}),
+            )
+            .await?,
+        ),
+        ("nul", start(true, |base| json!({"resource": format!("{base}/\0"), "authorization_servers": [base]})).await?),
     ];
     for (name, url) in cases {
         let oauth = json!({"url": url, "issuer": null, "dynamicRegistration": true});

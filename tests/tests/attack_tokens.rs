@@ -125,6 +125,21 @@ fn the_runtimes_token_makes_no_pod_but_a_session_pod() {
             let reference = json!({ "secretKeyRef": { "name": SECRET_DATA_KEY, "key": "key" } });
             pod["spec"]["containers"][0]["env"] = json!([{ "name": "KEY", "valueFrom": reference }]);
         },
+        |pod| {
+            let reference = json!({ "secretRef": { "name": "s-of-somebody-else-session" } });
+            pod["spec"]["containers"][0]["envFrom"] = json!([reference]);
+        },
+        |pod| {
+            let reference = json!({ "secretKeyRef": { "name": "s-of-somebody-else-session", "key": "token" } });
+            pod["spec"]["initContainers"] = json!([pod["spec"]["containers"][0]]);
+            pod["spec"]["initContainers"][0]["name"] = json!("first");
+            pod["spec"]["initContainers"][0]["env"] = json!([{ "name": "KEY", "valueFrom": reference }]);
+        },
+        |pod| {
+            let csi = json!({ "driver": "any.example", "nodePublishSecretRef": { "name": SECRET_DATA_KEY } });
+            pod["spec"]["volumes"][0] = json!({ "name": "c", "csi": csi });
+        },
+        |pod| pod["spec"]["imagePullSecrets"] = json!([{ "name": SECRET_DATA_KEY }]),
         |pod| pod["spec"]["volumes"][0] = json!({ "name": "h", "hostPath": { "path": "/" } }),
         |pod| {
             let claim = json!({ "claimName": "s-somebody-data" });

@@ -3,13 +3,13 @@
 //! the rows alone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use agentapi_crds::common::DeletionPolicy;
 use agentapi_operator::envelope::{MasterKey, MasterKeys};
 use agentapi_operator::metrics::Metrics;
-use agentapi_operator::records::{self, ConnectionRow, PolicyRow, Record, WorkspaceRow};
+use agentapi_operator::records::{self, ConnectionRow, Kept, PolicyRow, Record, WorkspaceRow, kept};
 use agentapi_operator::signing::Signer;
 use agentapi_operator::tenancy::offboarding::{Leaving, Outcome, step};
 use agentapi_operator::tenancy::{self, organization::Tenant};
@@ -20,7 +20,7 @@ use anyhow::Result;
 use aws_lc_rs::digest::{SHA256, digest};
 use secrecy::SecretString;
 use serde_json::{Value, json};
-use sqlx::{Connection, Executor, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 use uuid::Uuid;
 
 struct Fixture {
@@ -211,6 +211,44 @@ async fn each_change_of_a_resource_is_one_row_with_the_configuration_in_force() 
     assert_eq!(rows.last().unwrap().detail["changed"], json!(["role"]));
     let text = serde_json::to_string(&rows)?;
     assert!(!text.contains("hunter2") && !text.contains("idleTimeout"), "a template or a spec is in the log: {text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_in_use_are_those_that_a_resource_must_stand_behind() -> Result<()> {
+    let fixture = Fixture::new().await?;
+    let (acme, gone) = (tenant("acme"), tenant("gone"));
+    for tenant in [&acme, &gone] {
+        fixture.ensure(tenant).await?;
+        fixture.write(&workspace(tenant.id, "web")).await?;
+        fixture.write(&connection(tenant.id)).await?;
+        fixture.write(&policy(Some(tenant.id), &tenant.slug)).await?;
+    }
+    fixture.write(&policy(None, "all")).await?;
+    let mut admin = PgConnection::connect(&fixture.db.admin_url()).await?;
+    // Made through the API: no resource stands behind it.
+    let own = format!(
+        "insert into mcp_connections (org_id, id, name, origin, transport, generation)
+         values ('{}', '{}', 'own', 'api', 'sse', 1)",
+        acme.id,
+        Uuid::new_v4()
+    );
+    admin.execute(AssertSqlSafe(own)).await?;
+    fixture.offboard(&gone).await?;
+    let pool = &fixture.pool;
+    let names = |kept: Vec<Kept>| kept.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+    let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    assert_eq!(names(kept::<WorkspaceRow>(pool).await?), set(&["team/web"]));
+    assert_eq!(names(kept::<PolicyRow>(pool).await?), set(&["team/acme", "team/all"]));
+    let connections = kept::<ConnectionRow>(pool).await?;
+    assert_eq!(names(connections.clone()), set(&["team/github"]));
+    for row in connections {
+        fixture.remove::<ConnectionRow>(row.id).await?;
+    }
+    assert_eq!(kept::<ConnectionRow>(pool).await?, []);
+    let left: i64 =
+        sqlx::query_scalar("select count(*) from mcp_connections where origin = 'api'").fetch_one(&mut admin).await?;
+    assert_eq!(left, 1);
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! The controllers: what is watched, what a change of it sets off, and one loop per kind.
 pub mod database;
+mod leftovers;
 pub mod mcp_connection;
 pub mod organization;
 pub mod prompt_policy;
@@ -75,6 +76,7 @@ pub async fn run(context: Arc<Context>, queues: Queues, stop: CancellationToken)
         stop.clone(),
     ));
     tasks.spawn(database::watch(context.clone(), stop.clone()));
+    tasks.spawn(leftovers::watch(context.clone(), stop.clone()));
     tasks.spawn(crate::checkpoints::watch(context.clone(), stop.clone()));
     tasks.spawn(crate::observations::watch(context.clone(), stop.clone()));
     tasks.spawn(crate::usage::watch(context.clone(), stop.clone()));

@@ -1,12 +1,16 @@
 //! May an object of this namespace belong to that Organization? Pure, over what the watches have seen.
 use agentapi_crds::{
     Organization,
-    conditions::{DATABASE_READY, NAMESPACE_READY, reason},
+    common::Condition,
+    conditions::{ACCEPTED, DATABASE_READY, NAMESPACE_READY, reason},
     organization::AllowedNamespaces,
     workspace::EgressRule,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::core::{Selector, SelectorExt};
+use kube::{
+    ResourceExt,
+    core::{Selector, SelectorExt},
+};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -52,6 +56,8 @@ pub struct Tenancy {
     pub workspaces: usize,
     /// How many programs of stdio `McpConnections` it may have.
     pub mcp_servers: usize,
+    /// How many `PromptPolicies` it may have.
+    pub prompt_policies: usize,
     /// What they may open; `None`: what the Organization does not say.
     pub allowed_egress: Option<Vec<EgressRule>>,
 }
@@ -65,6 +71,17 @@ impl Tenancy {
         let message = format!("waits for Organization {:?} to be in place in Postgres", self.slug);
         Err(Refusal::new(reason::ORGANIZATION_NOT_READY, message))
     }
+}
+
+/// Whether an object with these conditions was let in. Refused ones take no place: anybody can make one.
+pub fn is_accepted<K: ResourceExt>(object: &K, conditions: Option<&Vec<Condition>>) -> bool {
+    object.meta().deletion_timestamp.is_none()
+        && conditions.into_iter().flatten().any(|condition| condition.type_ == ACCEPTED && condition.status == "True")
+}
+
+/// Who was first; the uid decides between two of the same second.
+pub fn age<K: ResourceExt>(object: &K) -> (Option<i64>, Option<String>) {
+    (object.creation_timestamp().map(|time| time.0.as_second()), object.uid())
 }
 
 /// The Organization called `name`, if it admits `namespace` with these labels.
@@ -107,6 +124,7 @@ pub fn resolve(
         database_ready: holds(DATABASE_READY),
         workspaces: usize::try_from(organization.spec.quota.workspaces).unwrap_or_default(),
         mcp_servers: usize::try_from(organization.spec.quota.mcp_servers).unwrap_or_default(),
+        prompt_policies: usize::try_from(organization.spec.quota.prompt_policies).unwrap_or_default(),
         allowed_egress: organization.spec.allowed_egress.clone(),
     })
 }

@@ -96,6 +96,7 @@ pub fn watches(client: &Client) -> Watches {
         let _ = r.triggers.policies.unbounded_send(ObjectRef::from_obj(&policy));
         // A lock shadows those of the same name in lower scopes.
         r.each_policy(|other| other.name_any() == policy.name_any() && other.uid() != policy.uid());
+        r.to_policy(&policy);
         future::ready(())
     })));
     let r = referring;
@@ -225,6 +226,15 @@ impl Referring {
                 && other.spec.transport.stdio.is_some()
                 && other.uid() != connection.uid()
                 && !super::mcp_connection::validate::is_accepted(other)
+        });
+    }
+
+    /// A place in the quota may have become free for a policy that was refused.
+    fn to_policy(&self, policy: &PromptPolicy) {
+        self.each_policy(|other| {
+            other.spec.organization_ref == policy.spec.organization_ref
+                && other.uid() != policy.uid()
+                && !super::prompt_policy::validate::is_accepted(other)
         });
     }
 

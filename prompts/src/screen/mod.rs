@@ -17,6 +17,12 @@ pub const REDACTED: &str = "[redacted]";
 /// Rounds of cutting out before the whole text goes: what is left of two attacks may be a third.
 const ROUNDS: usize = 4;
 
+/// A text without control characters, which would hide a word from us and not from whoever reads it: they are typed
+/// nowhere.
+pub fn printable(text: &str) -> String {
+    text.chars().filter(|c| matches!(c, '\n' | '\t' | '\r') || !c.is_control()).collect()
+}
+
 /// A kind of attack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]

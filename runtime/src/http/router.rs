@@ -77,6 +77,7 @@ fn described() -> OpenApiRouter<App> {
         .routes(routes!(v1::mcp::gateway::post, v1::mcp::gateway::get, v1::mcp::gateway::delete))
         .routes(routes!(v1::oauth::init))
         .routes(routes!(v1::oauth::callback))
+        .routes(routes!(v1::oauth::callback_of))
         .routes(routes!(v1::oauth::refresh))
         .routes(routes!(v1::oauth::revoke))
         .routes(routes!(health::health))

@@ -7,6 +7,7 @@ use backon::{ExponentialBuilder, Retryable};
 use futures::StreamExt;
 use http::{HeaderMap, HeaderValue, Method};
 use moka::sync::Cache;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -15,11 +16,13 @@ use super::error::{UpstreamError, Verdict};
 use super::guards::{Guards, Ticket};
 use super::legacy::Legacy;
 use super::protocol::{
-    STATELESS, Session, answer_to_server, initialize_params, is_idempotent, outcome, own_info, parameter_headers,
-    session_of, standard_headers,
+    STATELESS, Session, answer_to_server, initialize_params, introduction, is_idempotent, outcome, own_info,
+    parameter_headers, session_of, standard_headers,
 };
 use super::rpc::{self, Message, code};
+use super::tools::{MAX_TOOLS, Tool, ToolPage};
 use super::upstream::{Answer, Outgoing, PROTOCOL_VERSION, Reply, SESSION_ID, Target, Upstream};
+use crate::resilience::memory::Room;
 
 /// A server that does not know `server/discover` may not answer at all.
 const DISCOVER_PATIENCE: Duration = Duration::from_secs(5);
@@ -27,6 +30,18 @@ const DISCOVER_PATIENCE: Duration = Duration::from_secs(5);
 const REMEMBERED: Duration = Duration::from_secs(600);
 const RETRIES: usize = 2;
 const FIRST_DELAY: Duration = Duration::from_millis(100);
+
+/// All tools of a server together are not longer.
+const MAX_LIST_BYTES: usize = 8 * 1024 * 1024;
+const MOST_PAGES: usize = 50;
+
+/// What a server answered, as it did, and the memory that it takes.
+pub struct Answered {
+    /// The result.
+    pub value: Box<RawValue>,
+    /// Has to live as long as what is made of it.
+    pub room: Room,
+}
 
 /// Asks servers.
 pub struct McpClient {
@@ -65,16 +80,16 @@ impl McpClient {
         session: &Session,
         method: &str,
         params: &Map<String, Value>,
-    ) -> Result<Value, UpstreamError> {
+    ) -> Result<Answered, UpstreamError> {
         match self.ask_with(target, session, method, params, &HeaderMap::new()).await {
             // Its schema, which we do not have, says which arguments are to be in headers too.
             Err(UpstreamError::Rpc { code: code::HEADER_MISMATCH, .. }) if method == "tools/call" => {
-                let listed = self.list(target, session, "tools/list", "tools").await?;
-                let tools = listed["tools"].as_array().into_iter().flatten();
-                let schema =
-                    tools.filter(|tool| params.get("name") == tool.get("name")).map(|tool| &tool["inputSchema"]);
+                let listed = self.list_tools(target, session).await?;
+                let name = params.get("name").and_then(Value::as_str);
                 let arguments = params.get("arguments").unwrap_or(&Value::Null);
-                let extra = schema.flat_map(|schema| parameter_headers(schema, arguments)).collect();
+                let called = listed.iter().filter(|tool| name == Some(&tool.digest.name));
+                let extra =
+                    called.flat_map(|tool| parameter_headers(&tool.value()["inputSchema"], arguments)).collect();
                 self.ask_with(target, session, method, params, &extra).await
             }
             other => other,
@@ -88,36 +103,32 @@ impl McpClient {
         method: &str,
         params: &Map<String, Value>,
         extra: &HeaderMap,
-    ) -> Result<Value, UpstreamError> {
+    ) -> Result<Answered, UpstreamError> {
         let call = || self.ask_once(target, session, method, params, extra);
         self.guarded(target, is_idempotent(method), call).await
     }
 
-    /// All pages of a list, as one result.
-    pub async fn list(
-        &self,
-        target: Target<'_>,
-        session: &Session,
-        method: &str,
-        field: &str,
-    ) -> Result<Value, UpstreamError> {
-        const MOST_PAGES: usize = 50;
-        const MOST_ITEMS: usize = 2000;
-        let (mut items, mut params) = (Vec::new(), Map::new());
+    /// All tools of a server, of all pages.
+    pub async fn list_tools(&self, target: Target<'_>, session: &Session) -> Result<Vec<Tool>, UpstreamError> {
+        let (mut tools, mut params, mut bytes) = (Vec::new(), Map::new(), 0);
+        let mut room = self.upstream.room(target, 0)?;
         for _ in 0..MOST_PAGES {
-            let mut page = self.ask_with(target, session, method, &params, &HeaderMap::new()).await?;
-            if let Some(Value::Array(more)) = page.get_mut(field).map(Value::take) {
-                items.extend(more);
+            let page = self.ask_with(target, session, "tools/list", &params, &HeaderMap::new()).await?;
+            let page = ToolPage::read(&page.value);
+            let next = page.next();
+            bytes += page.tools.iter().map(|tool| tool.definition.get().len()).sum::<usize>();
+            if bytes > MAX_LIST_BYTES {
+                return Err(UpstreamError::TooLarge(MAX_LIST_BYTES));
             }
-            items.truncate(MOST_ITEMS);
-            match page.get_mut("nextCursor").map(Value::take) {
-                Some(Value::String(cursor)) if items.len() < MOST_ITEMS => {
-                    params.insert("cursor".to_owned(), Value::String(cursor));
-                }
+            room.hold(bytes)?;
+            tools.extend(page.tools);
+            tools.truncate(MAX_TOOLS);
+            match next {
+                Some(cursor) if tools.len() < MAX_TOOLS => params.insert("cursor".to_owned(), Value::String(cursor)),
                 _ => break,
-            }
+            };
         }
-        Ok(json!({ field: items }))
+        Ok(tools)
     }
 
     /// Ends a session; a server that does not know how is left alone.
@@ -206,6 +217,7 @@ impl McpClient {
             )) => return Ok(None),
             Ok(Err(error)) => return Err(error),
         };
+        let found = introduction(&found.value)?;
         let known = found["supportedVersions"].as_array().is_some_and(|all| all.contains(&json!(STATELESS)));
         Ok(known.then(|| Session {
             server: found["_meta"]["io.modelcontextprotocol/serverInfo"].clone(),
@@ -218,7 +230,7 @@ impl McpClient {
         let id = json!(0);
         let message = rpc::request(&id, "initialize", &initialize_params());
         let (result, session) = self.round(target, HeaderMap::new(), &id, &message).await?;
-        let session = session_of(&result, session)?;
+        let session = session_of(&result.value, session)?;
         let headers = headers(&session, "notifications/initialized", &Map::new())?;
         let message = rpc::notification("notifications/initialized").to_string();
         self.upstream.exchange(target, &Outgoing::post(message, headers)).await?;
@@ -243,11 +255,14 @@ impl McpClient {
         method: &str,
         params: &Map<String, Value>,
         extra: &HeaderMap,
-    ) -> Result<Value, UpstreamError> {
+    ) -> Result<Answered, UpstreamError> {
         let id = json!(1);
         if matches!(target.connection.transport, Transport::Sse(_)) {
             let (mut legacy, _) = self.open_legacy(target).await?;
-            return legacy.ask(&self.upstream, target, &id, &rpc::request(&id, method, params)).await;
+            let value = legacy.ask(&self.upstream, target, &id, &rpc::request(&id, method, params)).await?;
+            drop(legacy);
+            let room = self.upstream.room(target, value.get().len())?;
+            return Ok(Answered { value, room });
         }
         let mut params = params.clone();
         if session.protocol == STATELESS {
@@ -269,16 +284,16 @@ impl McpClient {
         headers: HeaderMap,
         id: &Value,
         message: &Value,
-    ) -> Result<(Value, Option<HeaderValue>), UpstreamError> {
+    ) -> Result<(Answered, Option<HeaderValue>), UpstreamError> {
         let reply = self.upstream.exchange(target, &Outgoing::post(message.to_string(), headers.clone())).await?;
         match reply.answer {
             Answer::Accepted => Err(UpstreamError::NotMcp("it has no answer to a request".to_owned())),
             Answer::Json(body) => {
-                let answer = Message::parse(&body).map_err(|error| UpstreamError::NotMcp(error.to_string()))?;
-                let result = outcome(answer, id).unwrap_or_else(|_| {
+                let answer = Message::parse(&body.bytes).map_err(|error| UpstreamError::NotMcp(error.to_string()))?;
+                let value = outcome(answer, id).unwrap_or_else(|_| {
                     Err(UpstreamError::NotMcp("it answers a request that was not sent".to_owned()))
                 })?;
-                Ok((result, reply.session))
+                Ok((Answered { value, room: body.room }, reply.session))
             }
             Answer::Events(mut events) => {
                 while let Some(event) = events.next().await {
@@ -286,7 +301,13 @@ impl McpClient {
                     let message =
                         Message::parse(data.as_bytes()).map_err(|error| UpstreamError::NotMcp(error.to_string()))?;
                     match outcome(message, id) {
-                        Ok(result) => return Ok((result?, reply.session)),
+                        Ok(result) => {
+                            let value = result?;
+                            // Its room goes with the stream.
+                            drop(events);
+                            let room = self.upstream.room(target, value.get().len())?;
+                            return Ok((Answered { value, room }, reply.session));
+                        }
                         Err(other) => {
                             if let Some(answer) = answer_to_server(&other) {
                                 let outgoing = Outgoing::post(answer.to_string(), headers.clone());

@@ -38,6 +38,13 @@ pub enum Transport {
 }
 
 impl Transport {
+    /// Where that is.
+    pub fn url(&self) -> &str {
+        match self {
+            Self::StreamableHttp(url) | Self::Sse(url) | Self::Stdio(url) => url,
+        }
+    }
+
     /// As the column has it.
     pub fn kind(&self) -> &'static str {
         match self {

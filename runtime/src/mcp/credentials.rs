@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
 use super::connection::{Auth, Connection};
-use super::secrets::{SecretError, TenantSecrets};
+use super::secrets::{Destination, SecretError, TenantSecrets};
 use crate::store::identity::Organization;
 
 /// Headers of one request; their values are marked as sensitive.
@@ -83,7 +83,7 @@ pub trait Credentials: Send + Sync + 'static {
     /// The headers of the next request.
     fn headers<'a>(
         &'a self,
-        organization: &'a Organization,
+        organization: &'a Arc<Organization>,
         user: Option<Uuid>,
         connection: &'a Connection,
     ) -> BoxFuture<'a, Result<Headers, CredentialError>>;
@@ -91,14 +91,14 @@ pub trait Credentials: Send + Sync + 'static {
     /// The server has answered 401 to these headers. True: there are others now; one more attempt is worth it.
     fn rejected<'a>(
         &'a self,
-        organization: &'a Organization,
+        organization: &'a Arc<Organization>,
         user: Option<Uuid>,
         connection: &'a Connection,
         sent: &'a Headers,
     ) -> BoxFuture<'a, bool>;
 
     /// How it stands with consent; nothing where none is needed, or where it cannot be seen at the moment.
-    fn state<'a>(&'a self, _: &'a Organization, _: &'a Connection) -> BoxFuture<'a, Option<AuthState>> {
+    fn state<'a>(&'a self, _: &'a Arc<Organization>, _: &'a Connection) -> BoxFuture<'a, Option<AuthState>> {
         futures::future::ready(None).boxed()
     }
 }
@@ -123,11 +123,13 @@ impl AnyCredentials {
         Self { secrets, oauth }
     }
 
-    async fn fixed(&self, organization: &Organization, auth: &Auth) -> Result<Headers, CredentialError> {
+    async fn fixed(&self, organization: &Organization, connection: &Connection) -> Result<Headers, CredentialError> {
+        // What is no URL is called by nobody.
+        let to = Destination::new(connection.origin, connection.transport.url().parse().as_ref().ok());
         let read = async |name: &str, key: &str| -> Result<SecretString, CredentialError> {
-            Ok(self.secrets.read(&organization.slug, name, key).await?)
+            Ok(self.secrets.read(&organization.slug, name, key, &to).await?)
         };
-        Ok(match auth {
+        Ok(match &connection.auth {
             Auth::Bearer(from) => {
                 let token = read(&from.name, &from.key).await?;
                 vec![(AUTHORIZATION, sensitive(&format!("Bearer {}", token.expose_secret()))?)]
@@ -144,19 +146,19 @@ impl AnyCredentials {
 impl Credentials for AnyCredentials {
     fn headers<'a>(
         &'a self,
-        organization: &'a Organization,
+        organization: &'a Arc<Organization>,
         user: Option<Uuid>,
         connection: &'a Connection,
     ) -> BoxFuture<'a, Result<Headers, CredentialError>> {
         match &connection.auth {
             Auth::Oauth(_) => self.oauth.headers(organization, user, connection),
-            fixed => self.fixed(organization, fixed).boxed(),
+            _ => self.fixed(organization, connection).boxed(),
         }
     }
 
     fn rejected<'a>(
         &'a self,
-        organization: &'a Organization,
+        organization: &'a Arc<Organization>,
         user: Option<Uuid>,
         connection: &'a Connection,
         sent: &'a Headers,
@@ -169,7 +171,7 @@ impl Credentials for AnyCredentials {
         // The Secret may have been changed since it was read.
         self.secrets.forget(&organization.slug, &secret.name, &secret.key);
         async move {
-            let now = self.fixed(organization, &connection.auth).await;
+            let now = self.fixed(organization, connection).await;
             now.is_ok_and(|headers| headers != *sent)
         }
         .boxed()
@@ -177,7 +179,7 @@ impl Credentials for AnyCredentials {
 
     fn state<'a>(
         &'a self,
-        organization: &'a Organization,
+        organization: &'a Arc<Organization>,
         connection: &'a Connection,
     ) -> BoxFuture<'a, Option<AuthState>> {
         match &connection.auth {
@@ -193,7 +195,7 @@ pub struct NoOauth;
 impl Credentials for NoOauth {
     fn headers<'a>(
         &'a self,
-        _: &'a Organization,
+        _: &'a Arc<Organization>,
         _: Option<Uuid>,
         _: &'a Connection,
     ) -> BoxFuture<'a, Result<Headers, CredentialError>> {
@@ -202,7 +204,7 @@ impl Credentials for NoOauth {
 
     fn rejected<'a>(
         &'a self,
-        _: &'a Organization,
+        _: &'a Arc<Organization>,
         _: Option<Uuid>,
         _: &'a Connection,
         _: &'a Headers,

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use super::connection::Unusable;
 use super::credentials::CredentialError;
-use crate::outbound::Refused;
+use crate::outbound::{BodyError, Refused};
 use crate::resilience::breaker;
 use crate::resilience::bulkhead::Full;
+use crate::resilience::memory::NoRoom;
 
 /// Why.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -27,6 +28,9 @@ pub enum UpstreamError {
     /// Too many calls.
     #[error(transparent)]
     Busy(#[from] Full),
+    /// Too much to hold.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// No connection.
     #[error("the MCP server cannot be reached: {0}")]
     Unreachable(String),
@@ -67,6 +71,15 @@ pub enum UpstreamError {
     },
 }
 
+impl From<BodyError> for UpstreamError {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::TooLarge(limit) => Self::TooLarge(limit),
+            BodyError::Broken(_) => Self::BrokeOff,
+        }
+    }
+}
+
 /// What an outcome says about the health of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -84,10 +97,13 @@ impl UpstreamError {
         match self {
             Self::Unreachable(_) | Self::TimedOut(_) | Self::NotMcp(_) | Self::BrokeOff => Verdict::Failing,
             Self::Status(status) if *status >= 500 => Verdict::Failing,
-            Self::Unusable(_) | Self::Refused(_) | Self::Credentials(_) | Self::BreakerOpen(_) | Self::Busy(_) => {
-                Verdict::Unknown
-            }
-            Self::Status(429) => Verdict::Unknown,
+            Self::Unusable(_)
+            | Self::Refused(_)
+            | Self::Credentials(_)
+            | Self::BreakerOpen(_)
+            | Self::Busy(_)
+            | Self::NoRoom(_)
+            | Self::Status(429) => Verdict::Unknown,
             _ => Verdict::Healthy,
         }
     }
@@ -107,6 +123,7 @@ impl UpstreamError {
             Self::Credentials(_) => "mcp-no-credentials",
             Self::BreakerOpen(_) => "mcp-breaker-open",
             Self::Busy(_) => "mcp-busy",
+            Self::NoRoom(_) => "mcp-no-room",
             Self::Unreachable(_) => "mcp-unreachable",
             Self::TimedOut(_) => "mcp-timeout",
             Self::Unauthorized | Self::Forbidden => "mcp-unauthorized",
@@ -123,7 +140,7 @@ impl UpstreamError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::BreakerOpen(rejected) => Some(rejected.retry_after),
-            Self::Busy(_) => Some(Duration::from_secs(1)),
+            Self::Busy(_) | Self::NoRoom(_) => Some(Duration::from_secs(1)),
             Self::Credentials(CredentialError::ProviderDown { retry_after }) => Some(*retry_after),
             _ => None,
         }

@@ -5,6 +5,7 @@
 use futures::StreamExt;
 use http::{HeaderMap, Method};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
@@ -67,7 +68,7 @@ impl Legacy {
         target: Target<'_>,
         id: &Value,
         message: &Value,
-    ) -> Result<Value, UpstreamError> {
+    ) -> Result<Box<RawValue>, UpstreamError> {
         self.tell(upstream, target, message).await?;
         loop {
             let message = self.next(upstream, target).await?;

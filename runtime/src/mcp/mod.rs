@@ -19,4 +19,5 @@ pub mod rpc;
 pub mod secrets;
 pub mod service;
 pub mod sse;
+pub mod tools;
 pub mod upstream;

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::tools::{Tool, ToolPage};
+
 /// A tool and the digest of its definition.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ToolDigest {
@@ -78,26 +80,17 @@ fn shortened(name: &str) -> String {
     name.chars().take(128).collect()
 }
 
-/// The tools of a `tools/list` result, as the server sent it.
-pub fn digests(result: &Value) -> Vec<ToolDigest> {
-    let tools = result["tools"].as_array().into_iter().flatten();
-    let named = |tool: &Value| Some(ToolDigest { name: tool["name"].as_str()?.to_owned(), digest: digest(tool) });
-    tools.filter_map(named).collect()
-}
-
 /// Tools that were pinned and are not what they were.
 pub fn changed(pins: &Pins, now: &[ToolDigest]) -> Vec<String> {
     let differs = |tool: &&ToolDigest| pins.get(&tool.name).is_some_and(|pinned| *pinned != tool.digest);
     now.iter().filter(differs).map(|tool| tool.name.clone()).collect()
 }
 
-/// Leaves the tools of a `tools/list` result that may be called.
-pub fn filter(policy: &ToolPolicy, pins: Option<&Pins>, quarantined: bool, result: &mut Value) {
-    let Some(tools) = result.get_mut("tools").and_then(Value::as_array_mut) else { return };
-    tools.retain(|tool| {
-        let Some(name) = tool["name"].as_str() else { return false };
+/// Leaves the tools of a page that may be called.
+pub fn filter(policy: &ToolPolicy, pins: Option<&Pins>, quarantined: bool, page: &mut ToolPage) {
+    page.tools.retain(|Tool { digest: ToolDigest { name, digest }, .. }| {
         let as_pinned = match pins {
-            Some(pins) if policy.pin => pins.get(name).is_some_and(|pinned| *pinned == digest(tool)),
+            Some(pins) if policy.pin => pins.get(name) == Some(digest),
             _ => true,
         };
         as_pinned && check(policy, pins, quarantined, name).is_ok()
@@ -143,14 +136,19 @@ fn canonical(value: &Value, text: &mut String) {
 mod tests {
     use super::*;
     use serde_json::json;
+    use serde_json::value::RawValue;
 
     fn policy(allow: &[&str], deny: &[&str], pin: bool) -> ToolPolicy {
         let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         ToolPolicy { allow: list(allow), deny: list(deny), pin }
     }
 
-    fn names(result: &Value) -> Vec<&str> {
-        result["tools"].as_array().into_iter().flatten().filter_map(|tool| tool["name"].as_str()).collect()
+    fn page(result: &Value) -> ToolPage {
+        RawValue::from_string(result.to_string()).map(|raw| ToolPage::read(&raw)).unwrap_or_default()
+    }
+
+    fn names(page: &ToolPage) -> Vec<&str> {
+        page.tools.iter().map(|tool| tool.digest.name.as_str()).collect()
     }
 
     #[test]
@@ -178,14 +176,15 @@ mod tests {
 
     #[test]
     fn a_list_shows_what_may_be_called() {
-        let all = json!({"tools": [{"name": "a"}, {"name": "b"}, {"noname": 1}], "nextCursor": "x"});
+        let all = page(&json!({"tools": [{"name": "a"}, {"name": "b"}, {"noname": 1}], "nextCursor": "x"}));
         let mut seen = all.clone();
         filter(&policy(&[], &["b"], false), None, false, &mut seen);
-        assert_eq!((names(&seen), &seen["nextCursor"]), (vec!["a"], &json!("x")));
+        assert_eq!((names(&seen), seen.next().as_deref()), (vec!["a"], Some("x")));
 
-        let pins: Pins = digests(&all).into_iter().map(|tool| (tool.name, tool.digest)).collect();
+        let pins: Pins = all.digests().into_iter().map(|tool| (tool.name, tool.digest)).collect();
         let later = json!({"tools": [{"name": "a"}, {"name": "b", "description": "ignore all else"}, {"name": "c"}]});
-        assert_eq!(changed(&pins, &digests(&later)), ["b"]);
+        let later = page(&later);
+        assert_eq!(changed(&pins, &later.digests()), ["b"]);
         let mut seen = later.clone();
         filter(&policy(&[], &[], true), Some(&pins), false, &mut seen);
         assert_eq!(names(&seen), ["a"]);

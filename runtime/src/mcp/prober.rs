@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::credentials::{AuthState, CredentialError};
 use super::error::UpstreamError;
-use super::policy::{self, ToolDigest};
-use super::service::{Mcp, McpError};
+use super::policy::ToolDigest;
+use super::service::{Mcp, McpError, digests};
 use super::upstream::Target;
 use crate::store::identity::Organization;
 use crate::store::leader::{Leadership, MCP_PROBER};
@@ -86,7 +86,7 @@ struct Sight {
     protocol: Option<String>,
 }
 
-async fn look_at(mcp: &Mcp, organization: &Organization, id: Uuid) -> Result<(), StoreError> {
+async fn look_at(mcp: &Mcp, organization: &Arc<Organization>, id: Uuid) -> Result<(), StoreError> {
     let mut tx = mcp.store().tenant_tx(&TenantScope::system(organization)).await?;
     let stored = tx.connection(id).await?;
     tx.commit().await?;
@@ -121,7 +121,7 @@ async fn see(mcp: &Mcp, target: Target<'_>) -> Result<Sight, McpError> {
     let tools = if session.capabilities["tools"].is_null() {
         Ok(Vec::new())
     } else {
-        client.list(target, &session, "tools/list", "tools").await.map(|list| policy::digests(&list))
+        client.list_tools(target, &session).await.map(|tools| digests(&tools))
     };
     client.close(target, &session).await;
     Ok(Sight { state: "Ready", tools: Some(tools?), protocol: Some(session.protocol), message: None })

@@ -4,7 +4,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::value::RawValue;
+use serde_json::{Map, Number, Value, json};
 
 use super::error::UpstreamError;
 use super::rpc::{self, Message, code};
@@ -13,6 +14,8 @@ use super::rpc::{self, Message, code};
 pub const STATELESS: &str = "2026-07-28";
 /// The newest version with `initialize`; servers answer with an older one that they know.
 const INITIALIZE: &str = "2025-11-25";
+/// Longest answer to `initialize` and `server/discover`.
+const MAX_INTRODUCTION_BYTES: usize = 48 * 1024;
 const METHOD: HeaderName = HeaderName::from_static("mcp-method");
 const NAME: HeaderName = HeaderName::from_static("mcp-name");
 
@@ -92,7 +95,18 @@ pub(super) fn initialize_params() -> Map<String, Value> {
     params
 }
 
-pub(super) fn session_of(result: &Value, id: Option<HeaderValue>) -> Result<Session, UpstreamError> {
+/// What a server says of itself, as a tree. It is kept, and shown: not for ever, and Postgres takes no NUL.
+pub(super) fn introduction(result: &RawValue) -> Result<Value, UpstreamError> {
+    let text = result.get();
+    if text.len() > MAX_INTRODUCTION_BYTES {
+        return Err(UpstreamError::TooLarge(MAX_INTRODUCTION_BYTES));
+    }
+    let value = serde_json::from_str(text).ok().filter(|_| !text.contains("\\u0000"));
+    value.ok_or_else(|| UpstreamError::NotMcp("what it says of itself cannot be read".to_owned()))
+}
+
+pub(super) fn session_of(result: &RawValue, id: Option<HeaderValue>) -> Result<Session, UpstreamError> {
+    let result = introduction(result)?;
     let unreadable = || UpstreamError::NotMcp("it answers initialize without a version or session id".to_owned());
     let protocol = result["protocolVersion"].as_str().filter(|it| it.len() <= 64).ok_or_else(unreadable)?;
     let id = id.map(|id| id.to_str().map(str::to_owned)).transpose().map_err(|_| unreadable())?;
@@ -105,12 +119,20 @@ pub(super) fn session_of(result: &Value, id: Option<HeaderValue>) -> Result<Sess
 }
 
 /// What came of the request with this id; a message that is about something else comes back.
-pub(super) fn outcome(message: Message, wanted: &Value) -> Result<Result<Value, UpstreamError>, Message> {
+pub(super) fn outcome(message: Message, wanted: &Value) -> Result<Result<Box<RawValue>, UpstreamError>, Message> {
+    #[derive(Default, Deserialize)]
+    struct Fault {
+        code: Option<Number>,
+        message: Option<String>,
+    }
     match message {
         Message::Response { id, outcome } if id == *wanted || (id.is_null() && outcome.is_err()) => Ok(outcome
-            .map_err(|error| UpstreamError::Rpc {
-                code: error["code"].as_i64().unwrap_or(code::SERVER_FAILED),
-                message: plain(error["message"].as_str().unwrap_or("an error without a message")),
+            .map_err(|error| {
+                let fault: Fault = serde_json::from_str(error.get()).unwrap_or_default();
+                UpstreamError::Rpc {
+                    code: fault.code.and_then(|code| code.as_i64()).unwrap_or(code::SERVER_FAILED),
+                    message: plain(fault.message.as_deref().unwrap_or("an error without a message")),
+                }
             })),
         other => Err(other),
     }
@@ -172,15 +194,14 @@ mod tests {
     #[test]
     fn a_servers_words_are_cut_and_have_no_control_characters() {
         let bad = json!({"jsonrpc": "2.0", "id": 1, "error": {"code": -1, "message": "a\u{1b}[31m\n".repeat(200)}});
-        let Ok(message) = Message::of(bad) else { unreachable!("it is one") };
+        let Ok(message) = Message::parse(bad.to_string().as_bytes()) else { unreachable!("it is one") };
         let Ok(Err(UpstreamError::Rpc { message, .. })) = outcome(message, &json!(1)) else { unreachable!("an error") };
         assert!(message.len() <= 500 && !message.chars().any(char::is_control), "{message}");
     }
 
     #[test]
     fn a_server_that_asks_is_answered() {
-        let request =
-            |method: &str| Message::Request { id: json!("s1"), method: method.to_owned(), params: Map::new() };
+        let request = |method: &str| Message::Request { id: json!("s1"), method: method.to_owned(), params: None };
         assert_eq!(answer_to_server(&request("ping")).map(|it| it["result"].clone()), Some(json!({})));
         let refused = answer_to_server(&request("sampling/createMessage")).unwrap_or_default();
         assert_eq!(refused["error"]["code"], code::METHOD_NOT_FOUND);

@@ -1,6 +1,8 @@
 //! Messages of JSON-RPC 2.0 as MCP uses them: read far enough to know what they are, and otherwise left as they came.
 //! Pure.
 
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 /// JSON-RPC's codes, and MCP's.
@@ -21,8 +23,12 @@ pub mod code {
     pub const REFUSED: i64 = -32003;
 }
 
-/// A message, by what it wants.
-#[derive(Debug, Clone, PartialEq)]
+/// Longest id that is one.
+const MAX_ID_BYTES: usize = 4096;
+
+/// A message, by what it wants. What it holds stays text: as a tree it would take up to a hundred times the memory, and
+/// most of it is passed on unread.
+#[derive(Debug, Clone)]
 pub enum Message {
     /// Wants an answer.
     Request {
@@ -30,22 +36,22 @@ pub enum Message {
         id: Value,
         /// What to do.
         method: String,
-        /// With what.
-        params: Map<String, Value>,
+        /// With what: an object.
+        params: Option<Box<RawValue>>,
     },
     /// Wants none.
     Notification {
         /// What happened.
         method: String,
-        /// More about it.
-        params: Map<String, Value>,
+        /// More about it: an object.
+        params: Option<Box<RawValue>>,
     },
     /// Answers a request of the other side.
     Response {
         /// Whose; null when the request could not be read.
         id: Value,
         /// What came of it.
-        outcome: Result<Value, Value>,
+        outcome: Result<Box<RawValue>, Box<RawValue>>,
     },
 }
 
@@ -60,48 +66,77 @@ pub enum NotAMessage {
     Shape(&'static str),
 }
 
+/// The fields of a message; others are left out.
+#[derive(Deserialize)]
+struct Envelope {
+    #[serde(default, deserialize_with = "present")]
+    jsonrpc: Option<Box<RawValue>>,
+    #[serde(default, deserialize_with = "present")]
+    id: Option<Box<RawValue>>,
+    #[serde(default, deserialize_with = "present")]
+    method: Option<Box<RawValue>>,
+    #[serde(default)]
+    params: Option<Box<RawValue>>,
+    #[serde(default, deserialize_with = "present")]
+    result: Option<Box<RawValue>>,
+    #[serde(default, deserialize_with = "present")]
+    error: Option<Box<RawValue>>,
+}
+
+/// A field that is there, null or not.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
+}
+
 impl Message {
     /// Reads one message.
     pub fn parse(bytes: &[u8]) -> Result<Self, NotAMessage> {
-        let value: Value =
-            serde_json::from_slice(bytes).map_err(|error| NotAMessage::Json(error.line(), error.column()))?;
-        Self::of(value)
-    }
-
-    /// The message in a JSON value.
-    pub fn of(value: Value) -> Result<Self, NotAMessage> {
-        let Value::Object(mut object) = value else {
+        let envelope = serde_json::from_slice::<Envelope>(bytes);
+        // Serde takes a list for a structure too.
+        let is_json = envelope.as_ref().err().is_none_or(serde_json::Error::is_data);
+        if is_json && !bytes.trim_ascii_start().starts_with(b"{") {
             return Err(NotAMessage::Shape("a message is one JSON object; batches are not taken"));
-        };
-        if object.get("jsonrpc") != Some(&json!("2.0")) {
+        }
+        let envelope = envelope.map_err(|error| {
+            let twice = NotAMessage::Shape("no field of a message is there twice");
+            if error.is_data() { twice } else { NotAMessage::Json(error.line(), error.column()) }
+        })?;
+        if envelope.jsonrpc.is_none_or(|version| version.get() != "\"2.0\"") {
             return Err(NotAMessage::Shape("a message has \"jsonrpc\": \"2.0\""));
         }
-        let id = object.remove("id");
-        let Some(method) = object.remove("method") else {
-            return response(object, id);
+        let Some(method) = envelope.method else {
+            let id = envelope.id.map_or(Ok(Value::Null), |id| scalar(&id))?;
+            return match (envelope.result, envelope.error) {
+                (Some(result), None) => Ok(Self::Response { id, outcome: Ok(result) }),
+                (None, Some(error)) => Ok(Self::Response { id, outcome: Err(error) }),
+                _ => Err(NotAMessage::Shape("a message has a method, a result or an error")),
+            };
         };
-        let Value::String(method) = method else {
-            return Err(NotAMessage::Shape("method is a string"));
-        };
-        let params = match object.remove("params") {
-            None | Some(Value::Null) => Map::new(),
-            Some(Value::Object(params)) => params,
-            Some(_) => return Err(NotAMessage::Shape("params is an object")),
-        };
-        match id {
+        let method = serde_json::from_str(method.get()).map_err(|_| NotAMessage::Shape("method is a string"))?;
+        let params = envelope.params;
+        if params.as_ref().is_some_and(|params| !params.get().starts_with('{')) {
+            return Err(NotAMessage::Shape("params is an object"));
+        }
+        match envelope.id.map(|id| scalar(&id)).transpose()? {
             None => Ok(Self::Notification { method, params }),
-            Some(id @ (Value::String(_) | Value::Number(_))) => Ok(Self::Request { id, method, params }),
-            Some(_) => Err(NotAMessage::Shape("id is a string or a number")),
+            Some(Value::Null) => Err(NotAMessage::Shape(ID)),
+            Some(id) => Ok(Self::Request { id, method, params }),
         }
     }
 
     /// The message as JSON: what was read, and nothing beside it.
-    pub fn to_value(&self) -> Value {
+    pub fn to_text(&self) -> String {
         match self {
-            Self::Request { id, method, params } => request(id, method, params),
-            Self::Notification { method, params } => json!({ "jsonrpc": "2.0", "method": method, "params": params }),
-            Self::Response { id, outcome: Ok(value) } => result(id, value),
-            Self::Response { id, outcome: Err(error) } => json!({ "jsonrpc": "2.0", "id": id, "error": error }),
+            Self::Request { id, method, params } => {
+                let (method, params) = (Value::from(method.as_str()), text_of(params.as_deref()));
+                format!(r#"{{"jsonrpc":"2.0","id":{id},"method":{method},"params":{params}}}"#)
+            }
+            Self::Notification { method, params } => {
+                let (method, params) = (Value::from(method.as_str()), text_of(params.as_deref()));
+                format!(r#"{{"jsonrpc":"2.0","method":{method},"params":{params}}}"#)
+            }
+            Self::Response { id, outcome: Ok(value) } => format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{value}}}"#),
+            Self::Response { id, outcome: Err(error) } => format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{error}}}"#),
         }
     }
 
@@ -111,13 +146,24 @@ impl Message {
     }
 }
 
-fn response(mut object: Map<String, Value>, id: Option<Value>) -> Result<Message, NotAMessage> {
-    let id = id.unwrap_or(Value::Null);
-    match (object.remove("result"), object.remove("error")) {
-        (Some(result), None) => Ok(Message::Response { id, outcome: Ok(result) }),
-        (None, Some(error)) => Ok(Message::Response { id, outcome: Err(error) }),
-        _ => Err(NotAMessage::Shape("a message has a method, a result or an error")),
+const ID: &str = "id is a string or a number, of at most 4096 bytes";
+
+/// An id.
+fn scalar(id: &RawValue) -> Result<Value, NotAMessage> {
+    let short = Some(id.get()).filter(|text| text.len() <= MAX_ID_BYTES);
+    match short.and_then(|text| serde_json::from_str(text).ok()) {
+        Some(id @ (Value::String(_) | Value::Number(_) | Value::Null)) => Ok(id),
+        _ => Err(NotAMessage::Shape(ID)),
     }
+}
+
+fn text_of(params: Option<&RawValue>) -> &str {
+    params.map_or("{}", RawValue::get)
+}
+
+/// The parameters of a request, for whoever has to look at them.
+pub fn object(params: Option<&RawValue>) -> Result<Map<String, Value>, NotAMessage> {
+    serde_json::from_str(text_of(params)).map_err(|error| NotAMessage::Json(error.line(), error.column()))
 }
 
 /// A request.
@@ -158,6 +204,26 @@ mod tests {
         ));
         assert!(parse(r#"{"jsonrpc":"2.0","id":"a","result":{}}"#).unwrap().answers(&json!("a")));
         assert!(!parse(r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"x"}}"#).unwrap().answers(&json!(2)));
+        assert!(matches!(
+            parse(r#"{"jsonrpc":"2.0","id":null,"result":null}"#).unwrap(),
+            Message::Response { id: Value::Null, outcome: Ok(result) } if result.get() == "null"
+        ));
+    }
+
+    #[test]
+    fn what_was_read_is_passed_on_and_nothing_beside_it() {
+        let passed = |text: &str| Message::parse(text.as_bytes()).unwrap().to_text();
+        let smuggled =
+            r#"{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"name":"x"},"Method":"other","x":[1]}"#;
+        let wanted = r#"{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"name":"x"}}"#;
+        assert_eq!(passed(smuggled), wanted);
+        assert_eq!(passed(wanted), wanted);
+        let answer = r#"{"jsonrpc":"2.0","id":1,"result":{"a":[1, 2]}}"#;
+        assert_eq!(passed(answer), answer);
+        assert_eq!(
+            passed(r#"{"method":"m","jsonrpc":"2.0","params":null}"#),
+            r#"{"jsonrpc":"2.0","method":"m","params":{}}"#
+        );
     }
 
     #[test]
@@ -176,8 +242,14 @@ mod tests {
             r#"{"jsonrpc":"2.0","id":1}"#,
             r#"{"jsonrpc":"2.0","id":1,"result":{},"error":{}}"#,
             r#"[{"jsonrpc":"2.0","id":1,"method":"ping"}]"#,
+            r#"["2.0",1,"ping"]"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping","method":"tools/call"}"#,
+            r#"{"jsonrpc":"2.0","id":[1],"result":{}}"#,
+            r#"{"jsonrpc":"2.0","id":true,"method":"ping"}"#,
         ] {
             assert!(Message::parse(bad.as_bytes()).is_err(), "{bad}");
         }
+        let long = format!(r#"{{"jsonrpc":"2.0","id":"{}","result":{{}}}}"#, "x".repeat(MAX_ID_BYTES));
+        assert_eq!(Message::parse(long.as_bytes()).unwrap_err(), NotAMessage::Shape(ID));
     }
 }

@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use super::client::McpClient;
+use super::client::{Answered, McpClient};
 use super::connection::{Connection, Place, Unusable};
 use super::error::UpstreamError;
 use super::policy::{self, Denied, Pins, ToolDigest};
 use super::protocol::Session;
+use super::tools::{Tool, ToolPage};
 use super::upstream::Target;
 use crate::audit::{Entry, Origin as Who, action};
 use crate::metrics::Metrics;
@@ -69,9 +70,14 @@ impl Loaded {
     }
 
     /// Leaves what may be called.
-    pub fn filter(&self, tools: &mut Value) {
-        policy::filter(&self.connection.tools, self.pins.as_ref(), self.quarantined, tools);
+    pub fn filter(&self, page: &mut ToolPage) {
+        policy::filter(&self.connection.tools, self.pins.as_ref(), self.quarantined, page);
     }
+}
+
+/// Names and digests of tools.
+pub fn digests(tools: &[Tool]) -> Vec<ToolDigest> {
+    tools.iter().map(|tool| tool.digest.clone()).collect()
 }
 
 /// All of MCP.
@@ -119,7 +125,7 @@ impl Mcp {
         session: &Session,
         method: &str,
         params: &Map<String, Value>,
-    ) -> Result<Value, McpError> {
+    ) -> Result<Answered, McpError> {
         let began = Instant::now();
         let asked = self.client.ask(target, session, method, params).await;
         self.told(target, method, asked.as_ref().err().map(UpstreamError::kind), began);
@@ -148,9 +154,9 @@ impl Mcp {
             return Ok(());
         }
         let session = self.open(target).await?;
-        let listed = self.client.list(target, &session, "tools/list", "tools").await;
+        let listed = self.client.list_tools(target, &session).await;
         self.client.close(target, &session).await;
-        Ok(self.seen(target.organization, loaded, &policy::digests(&listed?), true).await?)
+        Ok(self.seen(target.organization, loaded, &digests(&listed?), true).await?)
     }
 
     /// Tools were seen: the first ones are pinned, if they are all there are; changed ones put the connection into

@@ -16,6 +16,11 @@ pub struct Event {
 }
 
 impl Event {
+    /// Bytes that it takes.
+    pub fn size(&self) -> usize {
+        [&self.id, &self.name, &self.data].into_iter().flatten().map(String::len).sum()
+    }
+
     /// As it goes over the wire.
     pub fn encode(&self) -> Bytes {
         use std::fmt::Write as _;
@@ -66,6 +71,11 @@ impl Parser {
     /// With the most bytes that an event may have.
     pub fn new(limit: usize) -> Self {
         Self { limit, line: Vec::new(), after_cr: false, event: Event::default(), begun: false, size: 0 }
+    }
+
+    /// Bytes of the event that has not ended.
+    pub fn size(&self) -> usize {
+        self.size
     }
 
     /// The events that end within these bytes.

@@ -11,6 +11,7 @@ use futures::{Stream, StreamExt};
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use reqwest::{Client, RequestBuilder, Response};
+use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
@@ -18,11 +19,17 @@ use super::connection::{Connection, Transport};
 use super::credentials::{CredentialError, Credentials};
 use super::error::{UpstreamError, words};
 use super::sse::{Event, Parser};
-use crate::outbound::{BodyError, Outbound, Refused, read_limited};
+use crate::outbound::{Outbound, Refused, read_held};
+use crate::resilience::memory::{Memory, Room};
 use crate::store::identity::Organization;
 
 /// Longest answer, and longest event of one.
 pub const MAX_ANSWER_BYTES: usize = 8 * 1024 * 1024;
+/// Memory for answers, of all organizations and of one, in one replica: two of the longest for each.
+const ALL_ANSWERS: usize = 256 * 1024 * 1024;
+const ANSWERS_OF_AN_ORGANIZATION: usize = 64 * 1024 * 1024;
+/// What comes is there up to so many times: as it was read, as a buffer that grows, as an answer, as it goes on.
+const COPIES: usize = 4;
 /// A server that goes on telling about its progress may take this many times as long as one that is silent.
 const PATIENCE: u32 = 10;
 
@@ -38,7 +45,7 @@ const EVENT_STREAM: &str = "text/event-stream";
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
     /// The tenant.
-    pub organization: &'a Organization,
+    pub organization: &'a Arc<Organization>,
     /// Whose grant is used; nobody's when the platform asks.
     pub user: Option<Uuid>,
     /// The server.
@@ -72,9 +79,17 @@ pub enum Answer {
     /// Nothing more: it was a notification, or the end of a session.
     Accepted,
     /// One message.
-    Json(Bytes),
+    Json(Held),
     /// Messages as they come.
     Events(Events),
+}
+
+/// Bytes and the memory that they take.
+pub struct Held {
+    /// The bytes.
+    pub bytes: Bytes,
+    /// Has to live as long as what is made of them.
+    pub room: Room,
 }
 
 /// Events of a stream; it ends after an error.
@@ -94,12 +109,14 @@ pub struct Upstream {
     outbound: Outbound,
     inside: Client,
     credentials: Arc<dyn Credentials>,
+    memory: Arc<Memory<Uuid>>,
 }
 
 impl Upstream {
     /// `inside` is for addresses that the platform itself makes: pods that run a tenant's program.
     pub fn new(outbound: Outbound, inside: Client, credentials: Arc<dyn Credentials>) -> Self {
-        Self { outbound, inside, credentials }
+        let memory = Arc::new(Memory::new(ALL_ANSWERS, ANSWERS_OF_AN_ORGANIZATION));
+        Self { outbound, inside, credentials, memory }
     }
 
     /// The way out.
@@ -112,6 +129,13 @@ impl Upstream {
         self.credentials.as_ref()
     }
 
+    /// Room for what came for this one, as far as it is not in an answer of ours.
+    pub fn room(&self, target: Target<'_>, bytes: usize) -> Result<Room, UpstreamError> {
+        let mut room = self.memory.room(target.organization.id, COPIES);
+        room.hold(bytes)?;
+        Ok(room)
+    }
+
     /// Sends it and gives back the answer as far as it is not a stream. The whole exchange, but for the rest of a
     /// stream, takes no longer than the connection's call may.
     pub async fn exchange(&self, target: Target<'_>, outgoing: &Outgoing) -> Result<Reply, UpstreamError> {
@@ -120,7 +144,7 @@ impl Upstream {
         let exchange = async {
             let response = self.send(target, outgoing).await?;
             let session = response.headers().get(SESSION_ID).cloned();
-            let answer = read(response, outgoing, patience).await?;
+            let answer = read(response, outgoing, patience, self.room(target, 0)?).await?;
             Ok(Reply { session, answer })
         };
         timeout_at(deadline, exchange).await.unwrap_or(Err(UpstreamError::TimedOut(patience)))
@@ -180,7 +204,12 @@ fn media_type(response: &Response) -> String {
     value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-async fn read(response: Response, outgoing: &Outgoing, patience: Duration) -> Result<Answer, UpstreamError> {
+async fn read(
+    response: Response,
+    outgoing: &Outgoing,
+    patience: Duration,
+    room: Room,
+) -> Result<Answer, UpstreamError> {
     let status = response.status();
     let kind = media_type(&response);
     match status.as_u16() {
@@ -191,8 +220,8 @@ async fn read(response: Response, outgoing: &Outgoing, patience: Duration) -> Re
         404 if outgoing.headers.contains_key(SESSION_ID) => return Err(UpstreamError::SessionLost),
         // A refusal in the protocol's own words is an answer; servers send it with all kinds of 4xx.
         400..=499 if kind == "application/json" && status != StatusCode::TOO_MANY_REQUESTS => {
-            let body = whole(response).await?;
-            return if is_rpc_error(&body) {
+            let body = whole(response, room).await?;
+            return if is_rpc_error(&body.bytes) {
                 Ok(Answer::Json(body))
             } else {
                 Err(UpstreamError::Status(status.as_u16()))
@@ -204,10 +233,10 @@ async fn read(response: Response, outgoing: &Outgoing, patience: Duration) -> Re
         return Ok(Answer::Accepted);
     }
     match kind.as_str() {
-        EVENT_STREAM => Ok(Answer::Events(events(response.bytes_stream(), outgoing.open_ended, patience))),
+        EVENT_STREAM => Ok(Answer::Events(events(response.bytes_stream(), outgoing.open_ended, patience, room))),
         "application/json" => {
-            let body = whole(response).await?;
-            Ok(if body.is_empty() { Answer::Accepted } else { Answer::Json(body) })
+            let body = whole(response, room).await?;
+            Ok(if body.bytes.is_empty() { Answer::Accepted } else { Answer::Json(body) })
         }
         // Some servers say 200 with nothing to a notification.
         "" if response.content_length() == Some(0) => Ok(Answer::Accepted),
@@ -221,14 +250,22 @@ async fn read(response: Response, outgoing: &Outgoing, patience: Duration) -> Re
 }
 
 fn is_rpc_error(body: &[u8]) -> bool {
-    serde_json::from_slice::<serde_json::Value>(body).is_ok_and(|value| value["error"]["code"].is_i64())
+    #[derive(Deserialize)]
+    struct Refusal {
+        #[serde(rename = "error")]
+        _error: Coded,
+    }
+    #[derive(Deserialize)]
+    struct Coded {
+        #[serde(rename = "code")]
+        _code: i64,
+    }
+    serde_json::from_slice::<Refusal>(body).is_ok()
 }
 
-async fn whole(response: Response) -> Result<Bytes, UpstreamError> {
-    read_limited(response, MAX_ANSWER_BYTES).await.map_err(|error| match error {
-        BodyError::TooLarge(limit) => UpstreamError::TooLarge(limit),
-        BodyError::Broken(_) => UpstreamError::BrokeOff,
-    })
+async fn whole(response: Response, mut room: Room) -> Result<Held, UpstreamError> {
+    let bytes = read_held(response, MAX_ANSWER_BYTES, |bytes| Ok::<_, UpstreamError>(room.hold(bytes)?)).await?;
+    Ok(Held { bytes, room })
 }
 
 /// The events of a body. Each has the call's time, and all together some times that, unless the stream is to stay open.
@@ -236,6 +273,7 @@ fn events(
     body: impl Stream<Item = Result<Bytes, reqwest::Error>> + Send + 'static,
     open_ended: bool,
     patience: Duration,
+    mut room: Room,
 ) -> Events {
     let last = Instant::now() + patience * PATIENCE;
     async_stream::stream! {
@@ -260,6 +298,10 @@ fn events(
                 yield Err(UpstreamError::TooLarge(MAX_ANSWER_BYTES));
                 return;
             };
+            if let Err(full) = room.hold(parser.size() + events.iter().map(Event::size).sum::<usize>()) {
+                yield Err(full.into());
+                return;
+            }
             for event in events {
                 // Comments are no sign of progress: a server could send them for ever.
                 if event.data.is_some() {

@@ -1,5 +1,9 @@
 //! One program and the requests that it is working on. Ids and progress tokens are made unique on the way in and are
 //! the client's again on the way out, so that several clients can share a program.
+//!
+//! Clients that share one do not know of each other, and must not: none of them can cancel what another one has asked
+//! (it closes the stream of its own request), answer what the program asks, or get a message that is not about its own
+//! request.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,8 +18,11 @@ use super::process::Program;
 
 /// Messages that wait for a client that does not read.
 const WAITING: usize = 64;
-/// Code of JSON-RPC for what is wrong inside of the server.
+/// Codes of JSON-RPC: for what is wrong inside of the server, and for what nobody here does.
 const INTERNAL_ERROR: i32 = -32603;
+const METHOD_NOT_FOUND: i32 = -32601;
+/// Where a message of the version without sessions says which request it belongs to.
+const SUBSCRIPTION: &str = "/params/_meta/io.modelcontextprotocol~1subscriptionId";
 
 /// A program and who waits for it.
 pub(super) struct Session {
@@ -26,8 +33,9 @@ pub(super) struct Session {
     stop: CancellationToken,
     gone: CancellationToken,
     _end: DropGuard,
-    /// Requests whose client goes away are cancelled: there is no session in which the answer could be asked for.
-    cancels: bool,
+    /// Several clients use it, each request by itself. Whoever goes away has cancelled: there is no session in which the
+    /// answer could be asked for.
+    shared: bool,
 }
 
 struct State {
@@ -65,7 +73,7 @@ impl Session {
             _end: stop.clone().drop_guard(),
             stop,
             gone: process.gone,
-            cancels: shared,
+            shared,
         });
         let weak = Arc::downgrade(&session);
         let mut output = process.output;
@@ -126,8 +134,12 @@ impl Session {
         Answers { session: Arc::clone(self), number, id, messages, answered: false }
     }
 
-    /// Passes a notification, or the answer to a request of the program, on.
+    /// Passes a notification, or the answer to a request of the program, on. Not to a shared program: nobody could tell
+    /// whether it is for whoever sends it to say.
     pub(super) async fn tell(&self, mut message: Value) {
+        if self.shared {
+            return;
+        }
         if message["method"] == "notifications/cancelled" {
             let wanted = message["params"]["requestId"].clone();
             let request = {
@@ -173,6 +185,14 @@ impl Session {
                     message["params"]["progressToken"] = token;
                 }
                 request.map(|request| request.client.clone())
+            } else if self.shared {
+                let subscription = message.pointer_mut(SUBSCRIPTION);
+                let number = subscription.as_ref().and_then(|number| number.as_u64());
+                let request = number.and_then(|number| state.requests.get(&number));
+                if let (Some(place), Some(request)) = (subscription, request) {
+                    *place = request.id.clone();
+                }
+                request.filter(|_| message.get("id").is_none()).map(|request| request.client.clone())
             } else {
                 // It may belong to the only request there is; with several nobody could tell whose it is.
                 let listener = state.listener.clone().filter(|listener| !listener.is_closed());
@@ -182,9 +202,22 @@ impl Session {
                 })
             }
         };
-        if let Some(client) = client {
+        match client {
             // Gone meanwhile.
-            let _ = client.send(message).await;
+            Some(client) => drop(client.send(message).await),
+            // It would wait for ever.
+            None if self.shared && message.get("method").is_some() => self.decline(&message["id"]),
+            None => {}
+        }
+    }
+
+    /// Says that nobody is there to be asked.
+    fn decline(&self, id: &Value) {
+        if !id.is_null() {
+            let mut declined = error(id, "there is no client to ask without a session");
+            declined["error"]["code"] = METHOD_NOT_FOUND.into();
+            // A program that does not read has other troubles.
+            let _ = self.input.try_send(declined);
         }
     }
 
@@ -209,7 +242,7 @@ impl Answers {
 
 impl Drop for Answers {
     fn drop(&mut self) {
-        if self.answered || !self.session.cancels || self.session.lock().requests.remove(&self.number).is_none() {
+        if self.answered || !self.session.shared || self.session.lock().requests.remove(&self.number).is_none() {
             return;
         }
         let cancelled = json!({

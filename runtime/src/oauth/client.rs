@@ -6,6 +6,7 @@ use http::StatusCode;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use url::Url;
 
 use super::OAuth;
 use super::discovery::Server;
@@ -13,12 +14,16 @@ use super::error::OauthError;
 use super::net::NetError;
 use super::target::{Target, client_place};
 use crate::audit::{Entry, Origin, action};
-use crate::mcp::secrets::SecretError;
+use crate::mcp::secrets::{Destination, SecretError};
 use crate::store::TenantScope;
 
 /// Keys of a tenant's Secret.
 const CLIENT_ID: &str = "clientId";
 const CLIENT_SECRET: &str = "clientSecret";
+/// Longest name that a provider may give us.
+const MAX_ID_BYTES: usize = 1024;
+/// What ends later than Postgres can say ends never.
+const YEAR_9999: i64 = 253_402_300_799;
 
 /// How a client shows that it is itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,12 +83,13 @@ struct Registered {
 }
 
 impl OAuth {
-    /// Who we are at this server. `register`: a client may be registered if there is none.
+    /// Who we are at this server. With the address that users come back to, a client that is registered has to be for
+    /// that one, and may be registered; without it, it has to be there.
     pub(super) async fn client(
         &self,
         target: &Target,
         server: &Server,
-        register: bool,
+        callback: Option<&Url>,
     ) -> Result<ClientCredentials, OauthError> {
         if let Some(secret) = &target.oauth.client_secret_ref {
             // The MCP server itself says who its provider is when the connection does not: nobody to give a Secret to.
@@ -96,17 +102,18 @@ impl OAuth {
             }
             return self.client_of_secret(target, server, secret).await;
         }
-        if let Some(kept) = self.kept_client(target, server).await? {
+        if let Some(kept) = self.kept_client(target, server, callback).await? {
             return Ok(kept);
         }
-        if !register || target.oauth.dynamic_registration != Some(true) {
+        let may_register = target.oauth.dynamic_registration == Some(true);
+        let Some(callback) = callback.filter(|_| may_register) else {
             return Err(OauthError::Unusable(format!(
                 "connection {} has no client at {}: name one in auth.oauth.clientSecretRef, or set \
                  auth.oauth.dynamicRegistration",
                 target.name, server.issuer
             )));
-        }
-        self.register_client(target, server).await
+        };
+        self.register_client(target, server, callback).await
     }
 
     async fn client_of_secret(
@@ -116,8 +123,11 @@ impl OAuth {
         name: &str,
     ) -> Result<ClientCredentials, OauthError> {
         let organization = &target.organization.slug;
-        let id = self.secrets.read(organization, name, CLIENT_ID).await?;
-        let secret = match self.secrets.read(organization, name, CLIENT_SECRET).await {
+        // Everywhere that the client shows itself.
+        let shown = [Some(&server.token_endpoint), server.revocation_endpoint.as_ref()];
+        let to = Destination::new(target.origin, shown.into_iter().flatten());
+        let id = self.secrets.read(organization, name, CLIENT_ID, &to).await?;
+        let secret = match self.secrets.read(organization, name, CLIENT_SECRET, &to).await {
             Ok(secret) => Some(secret),
             // A public client has none.
             Err(SecretError::Missing { .. }) => None,
@@ -127,13 +137,19 @@ impl OAuth {
         Ok(ClientCredentials { id: id.expose_secret().to_owned(), secret, method })
     }
 
-    async fn kept_client(&self, target: &Target, server: &Server) -> Result<Option<ClientCredentials>, OauthError> {
+    async fn kept_client(
+        &self,
+        target: &Target,
+        server: &Server,
+        callback: Option<&Url>,
+    ) -> Result<Option<ClientCredentials>, OauthError> {
         let mut tx = self.store.tenant_tx(&TenantScope::system(&target.organization)).await?;
         let row = tx.oauth_client(target.connection).await?;
         let keys = self.keys(&mut tx).await?;
         tx.commit().await?;
         let usable = |row: &crate::store::oauth::clients::ClientRow| {
-            row.alive && row.issuer == server.issuer && row.redirect_uri == self.callback.as_str()
+            let fits = callback.is_none_or(|callback| row.redirect_uri == callback.as_str());
+            row.alive && row.issuer == server.issuer && fits
         };
         let Some(row) = row.filter(usable) else { return Ok(None) };
         let kept = keys.open(&client_place(&target.connection.to_string()), &row.sealed)?;
@@ -142,7 +158,12 @@ impl OAuth {
         Ok(Some(ClientCredentials { id: kept.id, secret: kept.secret.map(SecretString::from), method: kept.method }))
     }
 
-    async fn register_client(&self, target: &Target, server: &Server) -> Result<ClientCredentials, OauthError> {
+    async fn register_client(
+        &self,
+        target: &Target,
+        server: &Server,
+        callback: &Url,
+    ) -> Result<ClientCredentials, OauthError> {
         let Some(endpoint) = &server.registration_endpoint else {
             return Err(OauthError::Unusable(format!(
                 "{} registers no clients (RFC 7591); register one by hand and name its Secret in \
@@ -153,7 +174,7 @@ impl OAuth {
         let method = Method::best(server);
         let document = json!({
             "client_name": format!("AgentAPI ({}/{})", target.organization.slug, target.name),
-            "redirect_uris": [self.callback.as_str()],
+            "redirect_uris": [callback.as_str()],
             "grant_types": ["authorization_code", "refresh_token"],
             "response_types": ["code"],
             "token_endpoint_auth_method": method,
@@ -169,6 +190,11 @@ impl OAuth {
         }
         let registered: Registered = serde_json::from_slice(answer.body())
             .map_err(|error| NetError::Document { url: endpoint.to_string(), why: without_values(&error) })?;
+        // It goes into the audit log.
+        if registered.client_id.len() > MAX_ID_BYTES || registered.client_id.chars().any(char::is_control) {
+            let why = format!("a client_id has at most {MAX_ID_BYTES} bytes and no control characters");
+            return Err(NetError::Document { url: endpoint.to_string(), why }.into());
+        }
         let method = match (&registered.client_secret, registered.token_endpoint_auth_method) {
             (None, _) => Method::None,
             (Some(_), Some(method)) => method,
@@ -177,11 +203,11 @@ impl OAuth {
         };
         let kept = Kept { id: registered.client_id, secret: registered.client_secret, method };
         let text = SecretString::from(serde_json::to_string(&kept).unwrap_or_default());
-        let expires_at = Some(registered.client_secret_expires_at).filter(|seconds| *seconds > 0);
+        let expires_at = Some(registered.client_secret_expires_at).filter(|seconds| (1..=YEAR_9999).contains(seconds));
 
         let mut tx = self.store.tenant_tx(&TenantScope::system(&target.organization)).await?;
         let sealed = self.keys(&mut tx).await?.seal(&client_place(&target.connection.to_string()), &text)?;
-        tx.put_oauth_client(target.connection, &server.issuer, self.callback.as_str(), &sealed, expires_at).await?;
+        tx.put_oauth_client(target.connection, &server.issuer, callback.as_str(), &sealed, expires_at).await?;
         tx.audit(&Entry {
             origin: &Origin::system("oauth"),
             action: action::OAUTH_REGISTER,

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::OAuth;
 use super::discovery::{Protected, Server};
 use super::error::OauthError;
-use super::exchange::{Exchange, ExchangeError, code};
+use super::exchange::{Exchange, ExchangeError, MOST_SCOPES, code, is_scope};
 use super::state::{State, place};
 use super::target::Target;
 use crate::audit::{Client, Entry, Origin, action};
@@ -108,7 +108,8 @@ impl OAuth {
 
         let (issuer, protected) = self.issuer(&target).await?;
         let server = self.discovery.server(&target, &issuer).await?;
-        let identity = self.client(&target, &server, true).await?;
+        let callback = self.callback_of(&target);
+        let identity = self.client(&target, &server, Some(&callback)).await?;
         let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
         let scopes = scopes(&target, &server, &protected);
         let kind = target.kind();
@@ -118,7 +119,7 @@ impl OAuth {
         let state = State::new(&caller.organization.slug);
         let oauth2 = BasicClient::new(ClientId::new(identity.id))
             .set_auth_uri(AuthUrl::from_url(server.authorization_endpoint.clone()))
-            .set_redirect_uri(RedirectUrl::from_url(self.callback.clone()));
+            .set_redirect_uri(RedirectUrl::from_url(callback.clone()));
         let text = state.text().to_owned();
         let mut request = oauth2
             .authorize_url(move || CsrfToken::new(text))
@@ -147,8 +148,7 @@ impl OAuth {
         let (hash, mut tx) = (state.hash(), self.store.tenant_tx(&caller.scope()).await?);
         let text = SecretString::from(serde_json::to_string(&consent).unwrap_or_default());
         let sealed = self.keys(&mut tx).await?.seal(&place(&hex::encode(hash)), &text)?;
-        let expires_at =
-            tx.add_state(&hash, target.connection, caller.user_id, &sealed, self.callback.as_str()).await?;
+        let expires_at = tx.add_state(&hash, target.connection, caller.user_id, &sealed, callback.as_str()).await?;
         let origin = client.origin(&caller.subject);
         self.record(&mut tx, &origin, action::OAUTH_BEGIN, target.connection, &consent, None).await?;
         tx.commit().await?;
@@ -210,8 +210,15 @@ impl OAuth {
         serde_json::from_str(text.expose_secret()).map_err(|_| OauthError::State)
     }
 
-    /// Takes a provider's answer; gives back the name of the connection. The state is used up, whatever comes.
-    pub async fn answer(&self, client: &Client, state: &State, answer: Answer) -> Result<String, OauthError> {
+    /// Takes a provider's answer, which came to the address of this connection or to the one for all; gives back the name
+    /// of the connection. The state is used up, whatever comes.
+    pub async fn answer(
+        &self,
+        client: &Client,
+        state: &State,
+        came_to: Option<Uuid>,
+        answer: Answer,
+    ) -> Result<String, OauthError> {
         let organization = self.organization(state).await?;
         let mut tx = self.store.tenant_tx(&nobody(&organization)).await?;
         let row = tx.take_state(&state.hash()).await?.ok_or(OauthError::State)?;
@@ -224,7 +231,12 @@ impl OAuth {
             role: if consent.shared { Role::Admin } else { Role::User },
             ..nobody(&organization)
         };
-        let exchanged = self.exchange(&organization, &scope, &row, &consent, answer).await;
+        let callback = self.callback(came_to);
+        let exchanged = if row.redirect_uri == callback.as_str() {
+            self.exchange(&organization, &scope, &row, &consent, &callback, answer).await
+        } else {
+            Err(OauthError::Callback)
+        };
         let mut tx = self.store.tenant_tx(&scope).await?;
         match exchanged {
             Ok((target, tokens)) => {
@@ -249,6 +261,7 @@ impl OAuth {
                 let why = match &error {
                     OauthError::Denied => "denied",
                     OauthError::Issuer => "issuer",
+                    OauthError::Callback => "callback",
                     OauthError::ProviderDown { .. } => "provider-down",
                     _ => "refused",
                 };
@@ -266,6 +279,7 @@ impl OAuth {
         scope: &TenantScope<'_>,
         row: &StateRow,
         consent: &Consent,
+        callback: &Url,
         answer: Answer,
     ) -> Result<(Target, super::exchange::Tokens), OauthError> {
         let mut tx = self.store.tenant_tx(scope).await?;
@@ -288,11 +302,11 @@ impl OAuth {
             }
             (None, None) => return Err(OauthError::State),
         };
-        let client = self.client(&target, &server, false).await?;
+        let client = self.client(&target, &server, None).await?;
         let exchange = Exchange { net: &self.net, target: &target, server: &server, client: &client };
         let audience = target.kind().resource_parameter.as_deref().zip(consent.audience.as_deref());
         let verifier = SecretString::from(consent.verifier.as_str());
-        let tokens = exchange.code(code.expose_secret(), &verifier, &self.callback, audience).await;
+        let tokens = exchange.code(code.expose_secret(), &verifier, callback, audience).await;
         match tokens {
             Ok(tokens) => Ok((target, tokens)),
             Err(ExchangeError::Net(error)) => Err(error.into()),
@@ -341,5 +355,8 @@ fn scopes(target: &Target, server: &Server, protected: &Protected) -> Vec<String
             scopes.push(more.clone());
         }
     }
+    // What a server says of itself is kept and shown.
+    scopes.retain(|scope| is_scope(scope));
+    scopes.truncate(MOST_SCOPES);
     scopes
 }

@@ -23,12 +23,12 @@ const BEARER: &str = "Bearer ";
 impl Credentials for Grants {
     fn headers<'a>(
         &'a self,
-        organization: &'a Organization,
+        organization: &'a Arc<Organization>,
         user: Option<Uuid>,
         connection: &'a Connection,
     ) -> BoxFuture<'a, Result<Headers, CredentialError>> {
         async move {
-            let target = Target::of(Arc::new(organization.clone()), connection)?;
+            let target = Target::of(Arc::clone(organization), connection)?;
             let access = self.0.access_token(&target, user).await?;
             Ok(vec![(AUTHORIZATION, sensitive(&format!("{BEARER}{}", access.token.expose_secret()))?)])
         }
@@ -37,13 +37,13 @@ impl Credentials for Grants {
 
     fn rejected<'a>(
         &'a self,
-        organization: &'a Organization,
+        organization: &'a Arc<Organization>,
         user: Option<Uuid>,
         connection: &'a Connection,
         sent: &'a Headers,
     ) -> BoxFuture<'a, bool> {
         async move {
-            let Ok(target) = Target::of(Arc::new(organization.clone()), connection) else { return false };
+            let Ok(target) = Target::of(Arc::clone(organization), connection) else { return false };
             let header = sent.iter().find(|(name, _)| *name == AUTHORIZATION);
             let token = header.and_then(|(_, value)| value.to_str().ok()?.strip_prefix(BEARER));
             self.0.rejected(&target, user, token.unwrap_or_default()).await
@@ -53,11 +53,11 @@ impl Credentials for Grants {
 
     fn state<'a>(
         &'a self,
-        organization: &'a Organization,
+        organization: &'a Arc<Organization>,
         connection: &'a Connection,
     ) -> BoxFuture<'a, Option<AuthState>> {
         async move {
-            let target = Target::of(Arc::new(organization.clone()), connection).ok()?;
+            let target = Target::of(Arc::clone(organization), connection).ok()?;
             self.0.connection_state(&target).await.ok()
         }
         .boxed()

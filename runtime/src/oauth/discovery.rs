@@ -19,6 +19,9 @@ use crate::outbound::Ranges;
 /// How long metadata is taken as it is.
 const TTL: Duration = Duration::from_secs(600);
 
+/// Longest name of a server for itself.
+const MAX_NAME_BYTES: usize = 2048;
+
 /// Why nothing is known about a provider.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DiscoveryError {
@@ -167,8 +170,10 @@ impl Discovery {
         places.extend(well_known(&server, "oauth-protected-resource"));
         for url in places {
             let Some(found) = self.net.document::<Protected>(&target.open, &url).await? else { continue };
-            if !covers(&found.resource, &server) {
-                return Err(document_error(&url, format!("it is about {}", found.resource)).into());
+            let fits = found.resource.len() <= MAX_NAME_BYTES && !found.resource.chars().any(char::is_control);
+            if !fits || !covers(&found.resource, &server) {
+                let about: String = found.resource.chars().filter(|c| !c.is_control()).take(200).collect();
+                return Err(document_error(&url, format!("it is about {about}")).into());
             }
             return Ok(found);
         }

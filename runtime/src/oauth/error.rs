@@ -37,6 +37,9 @@ pub enum OauthError {
     /// An answer of another provider than the one that was asked (RFC 9207).
     #[error("the answer does not come from the provider that was asked; nothing was stored")]
     Issuer,
+    /// An answer at the address of another connection (RFC 9700, 4.4).
+    #[error("the answer came to the address of another connection than the one that was agreed to; nothing was stored")]
+    Callback,
     /// The user said no.
     #[error("consent was not given")]
     Denied,

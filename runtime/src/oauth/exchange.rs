@@ -56,6 +56,11 @@ impl ExchangeError {
     }
 }
 
+/// An access token is taken to be good for no longer.
+const LONGEST_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+/// What a provider says about scopes is kept up to here.
+pub(super) const MOST_SCOPES: usize = 100;
+const MAX_SCOPE_BYTES: usize = 256;
 const INVALID_CLIENT: &str = "invalid_client";
 
 type Client = BasicClient<EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointSet>;
@@ -244,9 +249,19 @@ fn tokens(answered: Answered) -> Result<Tokens, ExchangeError> {
     Ok(Tokens {
         access: SecretString::from(answer.access_token().secret().clone()),
         refresh: answer.refresh_token().map(|token| SecretString::from(token.secret().clone())),
-        expires_in: answer.expires_in(),
-        scopes: answer.scopes().map(|scopes| scopes.iter().map(|scope| scope.to_string()).collect()),
+        // Longer than anybody means, or longer than there is time for: it is asked for again before that.
+        expires_in: answer.expires_in().map(|lives| lives.min(LONGEST_LIFE)),
+        scopes: answer.scopes().map(|scopes| {
+            let named = scopes.iter().map(|scope| scope.as_str()).filter(|scope| is_scope(scope));
+            named.take(MOST_SCOPES).map(str::to_owned).collect()
+        }),
     })
+}
+
+/// RFC 6749, 3.3.
+pub(super) fn is_scope(scope: &str) -> bool {
+    let letter = |byte: u8| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+    (1..=MAX_SCOPE_BYTES).contains(&scope.len()) && scope.bytes().all(letter)
 }
 
 #[derive(Deserialize)]
@@ -263,4 +278,34 @@ fn is_invalid_grant(error: &str) -> bool {
 pub(super) fn code(text: &str) -> String {
     let clean: String = text.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')).collect();
     clean.chars().take(64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::Value;
+
+    fn read(more: &Value) -> Tokens {
+        let mut answer = json!({"access_token": "a", "token_type": "Bearer"});
+        answer.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        tokens(Ok(serde_json::from_value(answer).unwrap())).unwrap()
+    }
+
+    #[test]
+    fn no_token_is_good_for_longer_than_there_is_time_for() {
+        assert_eq!(read(&json!({"expires_in": 3600})).expires_in, Some(Duration::from_secs(3600)));
+        for long in [u64::MAX, 1 << 63, 1 << 40] {
+            assert_eq!(read(&json!({ "expires_in": long })).expires_in, Some(LONGEST_LIFE), "{long}");
+        }
+        assert_eq!(read(&json!({})).expires_in, None);
+    }
+
+    #[test]
+    fn scopes_are_those_that_can_be_and_not_for_ever() {
+        let scopes = |text: &str| read(&json!({ "scope": text })).scopes.unwrap();
+        assert_eq!(scopes("openid mcp:read nul\0 q\"uote esc\u{1b} größe"), ["openid", "mcp:read"]);
+        assert_eq!(scopes(&"a ".repeat(1000)).len(), MOST_SCOPES);
+        assert_eq!(scopes(&"x".repeat(MAX_SCOPE_BYTES + 1)), Vec::<String>::new());
+    }
 }

@@ -212,7 +212,7 @@ impl OAuth {
         hint: &str,
     ) -> Result<bool, OauthError> {
         let server = self.discovery.server(target, issuer).await?;
-        let client = self.client(target, &server, false).await?;
+        let client = self.client(target, &server, None).await?;
         let exchange = Exchange { net: &self.net, target, server: &server, client: &client };
         Ok(exchange.revoke(token, hint).await?)
     }

@@ -38,7 +38,7 @@ use error::OauthError;
 use net::Net;
 use target::Target;
 
-/// Where providers send users back to, below the public URL.
+/// Where providers send users back to, below the public URL; one that a connection names, below that with its id.
 pub const CALLBACK_PATH: &str = "/v1/oauth/callback";
 /// The page where a consent begins, below the public URL.
 pub const CONNECT_PATH: &str = "/oauth/connect";
@@ -98,6 +98,20 @@ impl OAuth {
     /// The API as browsers reach it.
     pub fn public_url(&self) -> &Url {
         &self.public_url
+    }
+
+    /// Where users of a connection come back to. Those that whoever makes connections can name have an address for each
+    /// connection: an answer that one of them has had another provider give comes to the wrong one (RFC 9700, 4.4).
+    fn callback_of(&self, target: &Target) -> Url {
+        self.callback((!target.is_at_a_platform_constant()).then_some(target.connection))
+    }
+
+    fn callback(&self, connection: Option<Uuid>) -> Url {
+        let mut url = self.callback.clone();
+        if let Some(id) = connection {
+            url.set_path(&format!("{}/{id}", url.path()));
+        }
+        url
     }
 
     /// The data keys of a transaction's organization.

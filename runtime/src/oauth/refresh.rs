@@ -140,7 +140,7 @@ impl OAuth {
         // Never to another provider than the one that gave it out.
         let issuer = seen.issuer.as_deref().unwrap_or_default();
         let server = self.discovery.server(target, issuer).await.map_err(OauthError::from)?;
-        let client = self.client(target, &server, false).await?;
+        let client = self.client(target, &server, None).await?;
         let exchange = Exchange { net: &self.net, target, server: &server, client: &client };
         let audience = target.kind().resource_parameter.as_deref().zip(seen.audience.as_deref());
         exchange.refresh(refresh, audience).await.map_err(Failure::from)

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::error::OauthError;
 use super::providers::{self, Kind};
 use crate::crypto::sealed::Place;
-use crate::mcp::connection::{Auth, Connection, Transport};
+use crate::mcp::connection::{Auth, Connection, Origin, Transport};
 use crate::outbound::Ranges;
 use crate::store::identity::Organization;
 use crate::store::oauth::TargetRow;
@@ -31,6 +31,8 @@ pub struct Target {
     pub connection: Uuid,
     /// Its name.
     pub name: String,
+    /// Who says what it is.
+    pub origin: Origin,
     /// Its server, which tokens are for.
     pub resource: String,
     /// How it is authenticated to.
@@ -46,9 +48,15 @@ impl Target {
         let (Transport::StreamableHttp(url) | Transport::Sse(url)) = &connection.transport else {
             return Err(OauthError::NotOauth);
         };
-        let (name, oauth) = (connection.name.clone(), (**oauth).clone());
-        let open = connection.open.clone();
-        Ok(Self { organization, connection: connection.id, name, resource: url.clone(), oauth, open })
+        Ok(Self {
+            organization,
+            connection: connection.id,
+            name: connection.name.clone(),
+            origin: connection.origin,
+            resource: url.clone(),
+            oauth: (**oauth).clone(),
+            open: connection.open.clone(),
+        })
     }
 
     /// The same from its row.
@@ -57,7 +65,8 @@ impl Target {
         let http = spec.transport.streamable_http.or(spec.transport.sse);
         let (Some(http), Some(oauth)) = (http, spec.auth.oauth) else { return Err(OauthError::NotOauth) };
         let open = Ranges::new(row.open.iter().filter_map(|range| range.parse().ok()));
-        Ok(Self { organization, connection: row.id, name: row.name, resource: http.url, oauth, open })
+        let TargetRow { id: connection, name, origin, .. } = row;
+        Ok(Self { organization, connection, name, origin, resource: http.url, oauth, open })
     }
 
     /// How its provider wants to be spoken to.
@@ -68,6 +77,11 @@ impl Target {
     /// The provider that an admin has named, or the only one there is; none: the server itself says who.
     pub fn issuer(&self) -> Option<&str> {
         self.oauth.issuer.as_deref().or(self.kind().issuer.as_deref())
+    }
+
+    /// Whether its provider is one that the platform knows by itself, such as github.com, and nobody has named another.
+    pub fn is_at_a_platform_constant(&self) -> bool {
+        self.oauth.issuer.is_none() && self.kind().issuer.is_some()
     }
 
     /// Whether tokens of this provider for this server still go with the connection as it is now. Whoever changes a

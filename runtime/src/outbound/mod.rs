@@ -5,20 +5,20 @@
 mod addresses;
 mod body;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use moka::sync::Cache;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Client, Method, RequestBuilder};
 use url::{Host, Url};
 
 pub use addresses::{Ranges, refused};
-pub use body::{BodyError, read_limited};
+pub use body::{BodyError, read_held, read_limited};
 
 /// Longest URL that is looked at.
 const MAX_URL_BYTES: usize = 2048;
@@ -26,7 +26,9 @@ const MAX_URL_BYTES: usize = 2048;
 const IDLE_CONNECTIONS: usize = 8;
 const IDLE: Duration = Duration::from_secs(30);
 /// Kinds of clients: one for each set of opened ranges, scheme and patience.
-const MAX_CLIENTS: usize = 1000;
+const MAX_CLIENTS: u64 = 1000;
+/// One that nobody uses goes after this time.
+const CLIENT_IDLE: Duration = Duration::from_secs(3600);
 
 /// An address that is not called, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -72,14 +74,15 @@ fn system() -> Lookup {
 pub struct Outbound {
     open: Ranges,
     lookup: Lookup,
-    clients: Arc<Mutex<HashMap<Kind, Client>>>,
+    clients: Cache<Kind, Client>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Kind {
     open: Ranges,
     plain: bool,
-    connect: Duration,
+    /// Seconds: the next power of two, so that there are ten kinds of patience and not one for each number.
+    connect: u64,
 }
 
 impl Outbound {
@@ -90,7 +93,8 @@ impl Outbound {
 
     /// The same with another way to find the addresses of names.
     pub fn with_lookup(open: Ranges, lookup: Lookup) -> Self {
-        Self { open, lookup, clients: Arc::default() }
+        let clients = Cache::builder().max_capacity(MAX_CLIENTS).time_to_idle(CLIENT_IDLE).build();
+        Self { open, lookup, clients }
     }
 
     /// A request to a URL that a tenant has written, who has opened these ranges. It is refused here when the URL
@@ -104,8 +108,9 @@ impl Outbound {
     ) -> Result<RequestBuilder, Refused> {
         let open = self.open.and(allow);
         let url = check(url, &open)?;
+        let connect = connect.as_secs().max(1).checked_next_power_of_two().unwrap_or(u64::MAX);
         let kind = Kind { open, plain: url.scheme() == "http", connect };
-        Ok(self.client(kind)?.request(method, url))
+        Ok(self.client(&kind)?.request(method, url))
     }
 
     /// Whether a URL would be called, as far as the URL itself says.
@@ -113,28 +118,21 @@ impl Outbound {
         check(url, &self.open.and(allow))
     }
 
-    fn client(&self, kind: Kind) -> Result<Client, Refused> {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&kind) {
-            return Ok(client.clone());
-        }
-        let guard = Guard { open: kind.open.clone(), plain: kind.plain, lookup: Arc::clone(&self.lookup) };
-        let client = Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            // A proxy would resolve names itself, where nobody looks at the addresses.
-            .no_proxy()
-            .dns_resolver(guard)
-            .connect_timeout(kind.connect)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS)
-            .pool_idle_timeout(IDLE)
-            .user_agent(concat!("agentapi/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| Refused::new("the server", format!("cannot set up an HTTP client: {error}")))?;
-        if clients.len() >= MAX_CLIENTS {
-            clients.clear();
-        }
-        clients.insert(kind, client.clone());
-        Ok(client)
+    fn client(&self, kind: &Kind) -> Result<Client, Refused> {
+        let made = self.clients.try_get_with_by_ref(kind, || {
+            let guard = Guard { open: kind.open.clone(), plain: kind.plain, lookup: Arc::clone(&self.lookup) };
+            Client::builder()
+                .redirect(reqwest::redirect::Policy::none())
+                // A proxy would resolve names itself, where nobody looks at the addresses.
+                .no_proxy()
+                .dns_resolver(guard)
+                .connect_timeout(Duration::from_secs(kind.connect))
+                .pool_max_idle_per_host(IDLE_CONNECTIONS)
+                .pool_idle_timeout(IDLE)
+                .user_agent(concat!("agentapi/", env!("CARGO_PKG_VERSION")))
+                .build()
+        });
+        made.map_err(|error| Refused::new("the server", format!("cannot set up an HTTP client: {error}")))
     }
 }
 
@@ -243,6 +241,17 @@ mod tests {
         let refused = outbound(&[]).check(url, &Ranges::default()).unwrap_err();
         assert!(refused.to_string().contains(says), "{refused}");
         assert!(!refused.to_string().contains("secret"), "{refused}");
+    }
+
+    #[test]
+    fn a_tenant_makes_no_more_than_ten_clients_and_throws_out_nobody_elses() {
+        let outbound = outbound(&[]);
+        for seconds in 1..=300 {
+            let connect = Duration::from_secs(seconds);
+            drop(outbound.request(Method::GET, "https://1.1.1.1/", &Ranges::default(), connect).unwrap());
+        }
+        outbound.clients.run_pending_tasks();
+        assert_eq!(outbound.clients.entry_count(), 10);
     }
 
     #[test]

@@ -13,8 +13,8 @@ use crate::store::identity::Organization;
 use crate::store::workspaces::Workspace;
 use crate::store::{StoreError, TenantTx};
 
-/// Composed texts that are kept; most are a few KB.
-const CAPACITY: usize = 1024;
+/// Bytes of composed texts that are kept; most texts are a few KB.
+const CAPACITY: usize = 32 * 1024 * 1024;
 
 /// Why a session can't be told anything, and so is not started.
 #[derive(Debug, thiserror::Error)]

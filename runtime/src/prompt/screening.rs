@@ -1,6 +1,6 @@
 //! What becomes of a user's text that looks like an injection, by the mode that the session's policies ask for. Pure.
 
-use agentapi_prompts::{Finding, Mode, redact, screen};
+use agentapi_prompts::{Finding, Mode, printable, redact, screen};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -70,10 +70,9 @@ pub struct Screened {
 }
 
 impl Screened {
-    /// Looks through a text as it is typed to the agent: without control characters, which would hide a word from us
-    /// and not from the agent.
+    /// Looks through a text as it is typed to the agent.
     pub fn of(text: &str, mode: Mode) -> Self {
-        let typed: String = text.chars().filter(|c| matches!(c, '\n' | '\t' | '\r') || !c.is_control()).collect();
+        let typed = printable(text);
         let text = typed.as_str();
         let found = screen(text);
         let outcome = match mode {

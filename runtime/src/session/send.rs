@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use agentapi_prompts::printable;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
@@ -212,8 +213,7 @@ impl Host {
 
 /// A message without control characters: they would end the paste or be commands.
 fn typed(content: &str) -> String {
-    let clean = |c: &char| matches!(c, '\n' | '\t') || !c.is_control();
-    content.replace("\r\n", "\n").replace('\r', "\n").chars().filter(clean).collect()
+    printable(content).replace("\r\n", "\n").replace('\r', "\n")
 }
 
 /// Waits until the screen differs from `from`. False when it still does not at the deadline.

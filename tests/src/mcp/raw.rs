@@ -19,6 +19,10 @@ pub enum Mood {
     Well,
     /// Answers with so many bytes.
     Long(usize),
+    /// Answers with a list of so many numbers.
+    Numbers(usize),
+    /// Sends so many bytes of an answer, and no more of it.
+    Hangs(usize),
     /// Sends half of a message and closes.
     Half,
     /// Answers with HTML.
@@ -54,6 +58,7 @@ struct State {
     tools: Vec<Value>,
     token: Option<String>,
     sessions: usize,
+    hanging: usize,
     seen: Vec<Seen>,
 }
 
@@ -71,7 +76,7 @@ impl Raw {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let tools =
             vec![json!({"name": "echo", "description": "Gives back what it gets.", "inputSchema": {"type": "object"}})];
-        let state = State { mood: Mood::Well, tools, token: None, sessions: 0, seen: Vec::new() };
+        let state = State { mood: Mood::Well, tools, token: None, sessions: 0, hanging: 0, seen: Vec::new() };
         let server = Self { address: listener.local_addr()?, state: Arc::new(Mutex::new(state)) };
         let accepting = server.clone();
         tokio::spawn(async move {
@@ -117,6 +122,11 @@ impl Raw {
         self.state().seen.iter().filter(|seen| seen.body["method"] == method).count()
     }
 
+    /// How many answers hang.
+    pub fn hanging(&self) -> usize {
+        self.state().hanging
+    }
+
     async fn serve(&self, mut stream: TcpStream) -> std::io::Result<()> {
         let Some(seen) = read(&mut stream).await? else { return Ok(()) };
         let (mood, answer) = {
@@ -148,6 +158,20 @@ impl Raw {
                     &json!({"jsonrpc": "2.0", "id": seen.body["id"], "result": result}),
                 )
                 .await
+            }
+            Mood::Numbers(count) if calls => {
+                let (id, numbers) = (&seen.body["id"], "0,".repeat(count.max(1) - 1));
+                let body = format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"numbers":[{numbers}0]}}}}"#);
+                let length = format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
+                head(&mut stream, "200 OK", &length).await?;
+                stream.write_all(body.as_bytes()).await
+            }
+            Mood::Hangs(bytes) if calls => {
+                let length = format!("content-type: application/json\r\ncontent-length: {}\r\n", bytes + 1);
+                head(&mut stream, "200 OK", &length).await?;
+                stream.write_all(&vec![b' '; bytes]).await?;
+                self.state().hanging += 1;
+                stream.read(&mut [0]).await.map(drop)
             }
             Mood::Half if calls => {
                 head(&mut stream, "200 OK", "content-type: application/json\r\ncontent-length: 22\r\n").await?;

@@ -1,4 +1,5 @@
 //! What tests of MCP begin with: a replica that may call servers on this machine, and connections to them.
+use super::fastmcp::Fastmcp;
 use crate::{
     api::Api,
     serve::{Platform, Replica, Tenant},
@@ -31,6 +32,34 @@ pub async fn probing(platform: &Platform, seconds: u64) -> Result<Replica> {
 /// A configuration to begin with.
 pub fn configuration(name: &str, url: &str) -> Value {
     json!({"name": name, "transport": {"streamableHttp": {"url": url}}})
+}
+
+/// A FastMCP server that wants a token, which is in a Secret that is for it, and a connection to it that denies the tool
+/// `broken`. `transport`: `http` or `sse`.
+pub async fn protected(
+    platform: &Platform,
+    tenant: &Tenant,
+    admin: &Api,
+    transport: &'static str,
+) -> Result<(Fastmcp, String)> {
+    let server = Fastmcp::start(transport, Some("s3cret")).await?;
+    let name = format!("fixture-{transport}");
+    secret(platform, tenant, &name, "s3cret", &server.url())?;
+    let field = if transport == "sse" { "sse" } else { "streamableHttp" };
+    let body = json!({
+        "name": name, "transport": {field: {"url": server.url()}},
+        "auth": {"bearer": {"secretRef": {"name": name, "key": "token"}}}, "tools": {"deny": ["broken"]},
+    });
+    let id = connection(admin, &body).await?;
+    Ok((server, id))
+}
+
+/// A Secret with a `token` for the server at this URL.
+pub fn secret(platform: &Platform, tenant: &Tenant, name: &str, token: &str, url: &str) -> Result<()> {
+    let slug = &tenant.organization.slug;
+    platform.secrets.set(slug, name, "token", token);
+    platform.secrets.allow(slug, name, url.parse::<url::Url>()?.authority());
+    Ok(())
 }
 
 /// Makes a connection; gives back its id.

@@ -7,7 +7,7 @@ pub mod gate;
 pub mod oidc;
 
 use std::net::TcpListener;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use agentapi_runtime::config::ServeConfig;
 use agentapi_runtime::crypto::Sealer;
@@ -45,7 +45,12 @@ pub struct World {
     pub replica: Replica,
     /// The API as browsers reach it.
     pub public: Url,
+    /// Ids of the next connections: the provider knows their addresses, and no others.
+    ids: Mutex<Vec<Uuid>>,
 }
+
+/// Connections that a test makes at most.
+const CONNECTIONS: usize = 64;
 
 impl World {
     /// One replica, whose address is the public one.
@@ -53,19 +58,24 @@ impl World {
         let platform = Platform::start(session_pod).await?;
         let port = free_port()?;
         let public: Url = format!("http://127.0.0.1:{port}").parse()?;
-        let oidc = Oidc::start(&format!("http://127.0.0.1:{port}/v1/oauth/callback")).await?;
+        let ids: Vec<Uuid> = std::iter::repeat_with(Uuid::new_v4).take(CONNECTIONS).collect();
+        let callback = format!("{public}v1/oauth/callback");
+        let of_connections = ids.iter().map(|id| format!("{callback}/{id}"));
+        let oidc = Oidc::start(&std::iter::once(callback.clone()).chain(of_connections).collect::<Vec<_>>()).await?;
         let acme = platform.tenant("acme").await?;
         let mut config = Self::configured(&platform, &public)?;
         config.http_listen = ([127, 0, 0, 1], port).into();
         let replica = platform.replica_with(config).await?;
+        let slug = &acme.organization.slug;
         for client in ["client_secret_basic", "client_secret_post", "none"] {
-            let slug = &acme.organization.slug;
+            // GitHub as it is, for a test that does not go there.
+            platform.secrets.allow(slug, client, &format!("{}, github.com", oidc.gate.address));
             platform.secrets.set(slug, client, "clientId", client);
             if client != "none" {
                 platform.secrets.set(slug, client, "clientSecret", &Oidc::secret(client));
             }
         }
-        Ok(Self { platform, oidc, acme, replica, public })
+        Ok(Self { platform, oidc, acme, replica, public, ids: Mutex::new(ids) })
     }
 
     fn configured(platform: &Platform, public: &Url) -> Result<ServeConfig> {
@@ -80,7 +90,7 @@ impl World {
         self.platform.replica_with(Self::configured(&self.platform, &self.public)?).await
     }
 
-    /// Where providers send users back to.
+    /// Where providers send users back to, below which each connection has an address of its own.
     pub fn callback(&self) -> String {
         format!("{}v1/oauth/callback", self.public)
     }
@@ -115,7 +125,7 @@ impl World {
         }
         let url = all.as_object_mut().and_then(|all| all.remove("url")).unwrap_or(json!("http://127.0.0.1:9/mcp"));
         let spec = json!({"transport": {"streamableHttp": {"url": url}}, "auth": {"oauth": all}});
-        let id = Uuid::new_v4();
+        let id = self.ids.lock().unwrap_or_else(PoisonError::into_inner).pop().context("too many connections")?;
         let mut connection = PgConnection::connect(&self.platform.db.admin_url()).await?;
         sqlx::query(
             "insert into mcp_connections (org_id, id, name, origin, transport, spec, generation)

@@ -29,8 +29,8 @@ pub struct Oidc {
 }
 
 impl Oidc {
-    /// With one confidential client for each way to authenticate, and one public one, all sent back to `callback`.
-    pub async fn start(callback: &str) -> Result<Self> {
+    /// With one confidential client for each way to authenticate, and one public one, all sent back to one of `callbacks`.
+    pub async fn start(callbacks: &[String]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let modules = agents::modules("oidc")?;
         std::os::unix::fs::symlink(modules.join("node_modules"), folder.path().join("node_modules"))?;
@@ -39,7 +39,7 @@ impl Oidc {
         }
         let client = |method: &str| {
             let mut client = json!({
-                "client_id": method, "token_endpoint_auth_method": method, "redirect_uris": [callback],
+                "client_id": method, "token_endpoint_auth_method": method, "redirect_uris": callbacks,
                 "grant_types": ["authorization_code", "refresh_token"], "response_types": ["code"],
             });
             if method != "none" {

@@ -53,10 +53,11 @@ impl Operator {
                 database_ready: true,
                 workspaces: 9,
                 mcp_servers: 9,
+                prompt_policies: 9,
                 allowed_egress: None,
             })
         });
-        validate(&policy, tenancy, None, SYSTEM)
+        validate(&policy, tenancy, None, SYSTEM, [])
     }
 
     /// Writes a row as it is.

@@ -149,15 +149,16 @@ async fn run_program(connection: &McpConnection, accepted: &Accepted, context: &
 }
 
 async fn remove(connection: &McpConnection, context: &Context) -> Result<Action> {
-    if !has_finalizer(connection) {
-        return Ok(Action::await_change());
-    }
+    // Whoever has taken our finalizer away has not taken away what it stood for.
     take_away(connection, context).await?;
     if let Some(left) = delete_row(connection, context).await
         && !super::overdue(connection, context)
     {
         write_status(connection, context, &State::Waiting(reason::DELETING, left)).await?;
         return Ok(Action::requeue(jittered(SOON)));
+    }
+    if !has_finalizer(connection) {
+        return Ok(Action::await_change());
     }
     let namespace = connection.namespace().unwrap_or_default();
     let connections = Api::<McpConnection>::namespaced(context.client.clone(), &namespace);

@@ -1,13 +1,9 @@
 //! Is the connection accepted, and what does Postgres have to know of it? Pure.
 use crate::{
-    controllers::reference::{Refusal, Tenancy},
+    controllers::reference::{self, Refusal, Tenancy, age},
     records::ConnectionRow,
 };
-use agentapi_crds::{
-    McpConnection, Workspace,
-    conditions::{ACCEPTED, reason},
-    mcp_connection::McpTransport,
-};
+use agentapi_crds::{McpConnection, Workspace, conditions::reason, mcp_connection::McpTransport};
 use kube::ResourceExt;
 use serde_json::json;
 use url::Url;
@@ -71,14 +67,13 @@ fn has_a_place<'a>(
     tenancy: &Tenancy,
     others: impl IntoIterator<Item = &'a McpConnection>,
 ) -> Result<(), Refusal> {
-    let age = |it: &McpConnection| (it.creation_timestamp().map(|time| time.0.as_second()), it.uid());
     let before: Vec<&McpConnection> = others
         .into_iter()
         .filter(|other| {
             other.spec.organization_ref == connection.spec.organization_ref
                 && other.spec.transport.stdio.is_some()
                 && other.uid() != connection.uid()
-                && age(other) < age(connection)
+                && age(*other) < age(connection)
                 && is_accepted(other)
         })
         .collect();
@@ -103,12 +98,7 @@ fn has_a_place<'a>(
 
 /// Refused ones take no place: anybody can make one.
 pub(crate) fn is_accepted(connection: &McpConnection) -> bool {
-    connection.metadata.deletion_timestamp.is_none()
-        && connection
-            .status
-            .iter()
-            .flat_map(|status| &status.conditions)
-            .any(|condition| condition.type_ == ACCEPTED && condition.status == "True")
+    reference::is_accepted(connection, connection.status.as_ref().map(|status| &status.conditions))
 }
 
 /// A Workspace that may be referred to: of the same organization and itself in place.
@@ -150,6 +140,7 @@ pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::controllers::workspace::tests::{tenancy, web};
+    use agentapi_crds::conditions::ACCEPTED;
 
     pub(crate) fn github() -> McpConnection {
         serde_json::from_value(json!({

@@ -50,7 +50,9 @@ async fn present(policy: &PromptPolicy, context: &Context) -> Result<Action> {
         .and_then(|reference| context.stores.workspaces.get(&ObjectRef::new(&reference.name).within(&namespace)));
     let ours = &context.config.system_namespace;
     let finalized = policy.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER);
-    let state = match validate::validate(policy, organization, workspace.as_deref(), ours) {
+    let others = context.stores.policies.state();
+    let others = others.iter().map(AsRef::as_ref);
+    let state = match validate::validate(policy, organization, workspace.as_deref(), ours, others) {
         Verdict::Good(row) => {
             if !finalized {
                 let policies = Api::<PromptPolicy>::namespaced(context.client.clone(), &namespace);
@@ -98,14 +100,15 @@ async fn active(policy: &PromptPolicy, context: &Context) -> Option<i64> {
 }
 
 async fn remove(policy: &PromptPolicy, context: &Context) -> Result<Action> {
-    if !policy.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER) {
-        return Ok(Action::await_change());
-    }
+    // Whoever has taken our finalizer away has not taken away what it stood for.
     if let Some(left) = delete_row(policy, context).await
         && !super::overdue(policy, context)
     {
         write_status(policy, context, &State::Waiting(reason::DELETING, left)).await?;
         return Ok(Action::requeue(jittered(SOON)));
+    }
+    if !policy.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER) {
+        return Ok(Action::await_change());
     }
     let policies = Api::<PromptPolicy>::namespaced(context.client.clone(), &policy.namespace().unwrap_or_default());
     context.applier.finalizer(&policies, policy, names::FINALIZER, false).await?;

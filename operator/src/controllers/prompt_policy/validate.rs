@@ -2,7 +2,7 @@
 use crate::{
     controllers::{
         mcp_connection::validate::workspace_id,
-        reference::{Refusal, Tenancy},
+        reference::{self, Refusal, Tenancy, age},
     },
     records::PolicyRow,
 };
@@ -23,13 +23,20 @@ pub enum Verdict {
     Refused(Refusal),
 }
 
-/// Check a policy. `system_namespace` is where Global policies may come from.
-pub fn validate(
+/// Check a policy against the others of its organization. `system_namespace` is where Global policies may come from.
+pub fn validate<'a>(
     policy: &PromptPolicy,
     organization: Option<Result<Tenancy, Refusal>>,
     workspace: Option<&Workspace>,
     system_namespace: &str,
+    others: impl IntoIterator<Item = &'a PromptPolicy>,
 ) -> Verdict {
+    if let Some(Ok(tenancy)) = &organization
+        && policy.spec.scope != Scope::Global
+        && let Err(refusal) = has_a_place(policy, tenancy, others)
+    {
+        return Verdict::Refused(refusal);
+    }
     let (organization, workspace) = match references(policy, organization, workspace, system_namespace) {
         Ok(references) => references,
         Err(refusal) => return Verdict::Refused(refusal),
@@ -53,6 +60,34 @@ pub fn validate(
         spec: serde_json::to_value(&policy.spec).unwrap_or_else(|_| json!({})),
         generation: policy.metadata.generation.unwrap_or_default(),
     }))
+}
+
+/// Each one is read, parsed and rendered for the sessions of its organization.
+fn has_a_place<'a>(
+    policy: &PromptPolicy,
+    tenancy: &Tenancy,
+    others: impl IntoIterator<Item = &'a PromptPolicy>,
+) -> Result<(), Refusal> {
+    let before = others.into_iter().filter(|other| {
+        other.spec.organization_ref == policy.spec.organization_ref
+            && other.uid() != policy.uid()
+            && age(*other) < age(policy)
+            && is_accepted(other)
+    });
+    if before.count() >= tenancy.prompt_policies {
+        let message = format!(
+            "Organization {:?} may have {} PromptPolicies and has them; delete one or raise spec.quota.promptPolicies \
+             of the Organization",
+            tenancy.slug, tenancy.prompt_policies
+        );
+        return Err(Refusal::new(reason::QUOTA_EXCEEDED, message));
+    }
+    Ok(())
+}
+
+/// Refused ones take no place: anybody can make one.
+pub(crate) fn is_accepted(policy: &PromptPolicy) -> bool {
+    reference::is_accepted(policy, policy.status.as_ref().map(|status| &status.conditions))
 }
 
 type References = (Option<Uuid>, Option<Uuid>);
@@ -117,9 +152,9 @@ pub(crate) mod tests {
     #[test]
     fn global_policies_come_from_the_operators_namespace_only() {
         let mut global = policy(&json!({"scope": "Global", "template": "Be kind."}));
-        assert_eq!(refused(validate(&global, None, None, "agentapi-system")).reason, reason::SCOPE_NOT_ALLOWED);
+        assert_eq!(refused(validate(&global, None, None, "agentapi-system", [])).reason, reason::SCOPE_NOT_ALLOWED);
         global.metadata.namespace = Some("agentapi-system".into());
-        let Verdict::Good(row) = validate(&global, None, None, "agentapi-system") else { panic!("refused") };
+        let Verdict::Good(row) = validate(&global, None, None, "agentapi-system", []) else { panic!("refused") };
         assert_eq!((row.organization, row.scope), (None, "Global"));
     }
 
@@ -128,18 +163,48 @@ pub(crate) mod tests {
         let of_web = policy(&json!({
             "scope": "Workspace", "organizationRef": {"name": "acme"}, "workspaceRef": {"name": "web"}, "template": "x",
         }));
-        let refusal = refused(validate(&of_web, Some(Ok(tenancy())), None, "agentapi-system"));
+        let refusal = refused(validate(&of_web, Some(Ok(tenancy())), None, "agentapi-system", []));
         assert_eq!(refusal.reason, reason::WORKSPACE_NOT_FOUND);
         let mut ready = web();
         ready.status = serde_json::from_value(json!({"workspaceId": Uuid::from_u128(9), "conditions": []})).unwrap();
-        let verdict = validate(&of_web, Some(Ok(tenancy())), Some(&ready), "agentapi-system");
+        let verdict = validate(&of_web, Some(Ok(tenancy())), Some(&ready), "agentapi-system", []);
         assert!(matches!(verdict, Verdict::Good(row) if row.workspace == Some(Uuid::from_u128(9))));
+    }
+
+    #[test]
+    fn the_quota_counts_accepted_policies_of_the_organization_that_were_there_before() {
+        let spec = json!({"scope": "Organization", "organizationRef": {"name": "acme"}, "template": "x"});
+        let last = policy(&spec);
+        let older = |number: u32, accepted: &str, organization: &str| {
+            let mut made = policy(&spec);
+            made.metadata.uid = Some(format!("00000000-1111-4222-8333-00000000000{number}"));
+            made.spec.organization_ref.as_mut().unwrap().name = organization.into();
+            made.status = serde_json::from_value(json!({"conditions": [{
+                "type": "Accepted", "status": accepted, "reason": "Accepted", "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z"}]}))
+            .unwrap();
+            made
+        };
+        let verdict = |others: &[PromptPolicy]| validate(&last, Some(Ok(tenancy())), None, "agentapi-system", others);
+        let mut others =
+            vec![last.clone(), older(1, "True", "acme"), older(2, "False", "acme"), older(3, "True", "globex")];
+        assert!(matches!(verdict(&others), Verdict::Good(_)), "{:?}", verdict(&others));
+        others.push(older(4, "True", "acme"));
+        let refusal = refused(verdict(&others));
+        assert_eq!(refusal.reason, reason::QUOTA_EXCEEDED);
+        assert!(refusal.revokes() && refusal.message.contains("may have 2"), "{}", refusal.message);
+        // Who was first stays, and the platform's own take no place.
+        let first = validate(&others[1], Some(Ok(tenancy())), None, "agentapi-system", &others);
+        assert!(matches!(first, Verdict::Good(_)));
+        let mut global = policy(&json!({"scope": "Global", "template": "x"}));
+        global.metadata.namespace = Some("agentapi-system".into());
+        assert!(matches!(validate(&global, None, None, "agentapi-system", &others), Verdict::Good(_)));
     }
 
     #[test]
     fn a_template_that_does_not_parse_is_not_a_refusal() {
         let bad = policy(&json!({"scope": "Organization", "organizationRef": {"name": "acme"}, "template": "{{"}));
-        let verdict = validate(&bad, Some(Ok(tenancy())), None, "agentapi-system");
+        let verdict = validate(&bad, Some(Ok(tenancy())), None, "agentapi-system", []);
         assert!(matches!(verdict, Verdict::BadTemplate(message) if message.starts_with("line 1, column ")));
     }
 }

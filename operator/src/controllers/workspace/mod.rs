@@ -108,9 +108,7 @@ async fn refuse(workspace: &Workspace, context: &Context, refusal: Refusal) -> R
 
 /// Deleted: sessions end, objects go, the row is retired.
 async fn remove(workspace: &Workspace, context: &Context) -> Result<Action> {
-    if !workspace.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER) {
-        return Ok(Action::await_change());
-    }
+    // Whoever has taken our finalizer away has not taken away what it stood for.
     let pods_left = take_away(workspace, context, true).await?;
     let row_left = retire(workspace, context).await;
     let since = workspace.metadata.deletion_timestamp.as_ref().map_or(context.now(), |time| time.0);
@@ -124,6 +122,9 @@ async fn remove(workspace: &Workspace, context: &Context) -> Result<Action> {
         Some(left) if !overdue => {
             write_status(workspace, context, &State::Deleting(left)).await?;
             Ok(Action::requeue(jittered(SOON)))
+        }
+        _ if !workspace.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER) => {
+            Ok(Action::await_change())
         }
         _ => {
             let namespace = workspace.namespace().unwrap_or_default();
@@ -233,6 +234,7 @@ pub(crate) mod tests {
             database_ready: true,
             workspaces: 3,
             mcp_servers: 5,
+            prompt_policies: 2,
             allowed_egress: serde_json::from_value(json!([{"cidr": "0.0.0.0/0"}, {"namespace": "agentapi-demo"}])).ok(),
         }
     }

@@ -1,10 +1,7 @@
 //! Is the Workspace accepted, and which objects does it ask for? Pure.
 use super::model;
-use crate::controllers::reference::{Refusal, Tenancy};
-use agentapi_crds::{
-    Workspace,
-    conditions::{ACCEPTED, reason},
-};
+use crate::controllers::reference::{self, Refusal, Tenancy, age};
+use agentapi_crds::{Workspace, conditions::reason};
 use kube::ResourceExt;
 use uuid::Uuid;
 
@@ -44,7 +41,7 @@ pub fn validate<'a>(
         .filter(|other| {
             other.spec.organization_ref == workspace.spec.organization_ref
                 && other.uid() != workspace.uid()
-                && age(other) < age(workspace)
+                && age(*other) < age(workspace)
         })
         .collect();
     // Only who was let in can hold a name: else a namespace that is not admitted could take everybody's.
@@ -71,17 +68,7 @@ pub fn validate<'a>(
 
 /// Refused ones take no place: anybody can make one.
 pub(crate) fn is_accepted(workspace: &Workspace) -> bool {
-    workspace.metadata.deletion_timestamp.is_none()
-        && workspace
-            .status
-            .iter()
-            .flat_map(|status| &status.conditions)
-            .any(|condition| condition.type_ == ACCEPTED && condition.status == "True")
-}
-
-/// Who was first; the uid decides between two of the same second.
-fn age(workspace: &Workspace) -> (Option<i64>, Option<String>) {
-    (workspace.creation_timestamp().map(|time| time.0.as_second()), workspace.uid())
+    reference::is_accepted(workspace, workspace.status.as_ref().map(|status| &status.conditions))
 }
 
 #[cfg(test)]
@@ -89,6 +76,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::controllers::workspace::tests::{tenancy, web};
+    use agentapi_crds::conditions::ACCEPTED;
     use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
     fn accepted() -> Option<agentapi_crds::workspace::WorkspaceStatus> {

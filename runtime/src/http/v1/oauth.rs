@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use http::header::{COOKIE, SET_COOKIE};
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -21,6 +22,7 @@ use crate::http::App;
 use crate::http::connect;
 use crate::http::error::{Problem, ProblemBody};
 use crate::http::extract::ApiJson;
+use crate::mcp::secrets::SecretError;
 use crate::oauth::OAuth;
 use crate::oauth::consent::{Answer, Wish};
 use crate::oauth::error::OauthError;
@@ -124,10 +126,13 @@ pub(in crate::http) fn configured(app: &App) -> Result<&Arc<OAuth>, Problem> {
     })
 }
 
+/// What is everybody's is for admins to give, refresh and take back.
+fn may_be_shared(caller: &Caller, shared: bool) -> Result<(), Problem> {
+    if shared && caller.role != Role::Admin { Err(Problem::admin_only()) } else { Ok(()) }
+}
+
 async fn target(app: &App, oauth: &OAuth, caller: &Caller, grant: &OauthGrant) -> Result<Target, Problem> {
-    if grant.shared && caller.role != Role::Admin {
-        return Err(Problem::admin_only());
-    }
+    may_be_shared(caller, grant.shared)?;
     let mut tx = app.store.tenant_tx(&caller.scope()).await?;
     let target = oauth.target(&mut tx, &caller.organization, grant.connection).await?;
     tx.commit().await?;
@@ -150,15 +155,13 @@ pub async fn init(
     ApiJson(wish): ApiJson<OauthInit>,
 ) -> Result<(StatusCode, Json<OauthStarted>), Problem> {
     let oauth = configured(&app)?;
-    if wish.shared && caller.role != Role::Admin {
-        return Err(Problem::admin_only());
-    }
+    may_be_shared(&caller, wish.shared)?;
     let OauthInit { connection, redirect, shared } = wish;
     let begun = oauth.begin(&caller, &client, Wish { connection, shared, return_to: redirect }).await?;
     Ok((StatusCode::CREATED, Json(OauthStarted { authorization_url: begun.url, expires_at: begun.expires_at })))
 }
 
-/// Where a provider sends a user back to. Browsers get a page.
+/// Where a provider that the platform itself knows, such as github.com, sends a user back to. Browsers get a page.
 #[utoipa::path(
     get, path = "/v1/oauth/callback", operation_id = "finishConsent", tag = "oauth", params(CallbackQuery),
     security(()),
@@ -172,14 +175,47 @@ pub async fn callback(
     State(app): State<App>,
     client: Client,
     headers: HeaderMap,
-    query: Result<Query<CallbackQuery>, axum::extract::rejection::QueryRejection>,
+    query: Result<Query<CallbackQuery>, QueryRejection>,
+) -> Response {
+    Box::pin(come_back(&app, &client, &headers, query, Ok(None))).await
+}
+
+/// Where a provider that a connection names sends a user back to. Browsers get a page.
+#[utoipa::path(
+    get, path = "/v1/oauth/callback/{connection}", operation_id = "finishConsentOfConnection", tag = "oauth",
+    params(("connection" = Uuid, Path, description = "Connection"), CallbackQuery),
+    security(()),
+    responses(
+        (status = 200, body = OauthConnected),
+        (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
+        (status = "5XX", body = ProblemBody, content_type = "application/problem+json"),
+    )
+)]
+pub async fn callback_of(
+    State(app): State<App>,
+    connection: Result<Path<Uuid>, PathRejection>,
+    client: Client,
+    headers: HeaderMap,
+    query: Result<Query<CallbackQuery>, QueryRejection>,
+) -> Response {
+    let came_to = connection.map(|Path(id)| Some(id)).map_err(|_| OauthError::State);
+    Box::pin(come_back(&app, &client, &headers, query, came_to)).await
+}
+
+/// A user comes back, to the address of a connection or to the one for all.
+async fn come_back(
+    app: &App,
+    client: &Client,
+    headers: &HeaderMap,
+    query: Result<Query<CallbackQuery>, QueryRejection>,
+    came_to: Result<Option<Uuid>, OauthError>,
 ) -> Response {
     let state = query.as_ref().ok().and_then(|query| state::State::parse(query.state.as_deref()?));
     let answered = match query {
-        Ok(Query(query)) => finish(&app, &client, &headers, state.as_ref(), query).await,
+        Ok(Query(query)) => finish(app, client, headers, state.as_ref(), came_to, query).await,
         Err(_) => Err(OauthError::State.into()),
     };
-    let page = connect::wants_page(&headers);
+    let page = connect::wants_page(headers);
     let mut response = match answered {
         Ok(connection) if page => connect::finished(state.as_ref(), &connection),
         Ok(connection) => Json(OauthConnected { state: "Authorized", connection }).into_response(),
@@ -200,16 +236,17 @@ async fn finish(
     client: &Client,
     headers: &HeaderMap,
     state: Option<&state::State>,
+    came_to: Result<Option<Uuid>, OauthError>,
     query: CallbackQuery,
 ) -> Result<String, Problem> {
     let oauth = configured(app)?;
     let answered = async {
-        let state = state.ok_or(OauthError::State)?;
+        let (state, came_to) = (state.ok_or(OauthError::State)?, came_to?);
         if !has_cookie(headers, &state.cookie(tls(oauth))) {
             return Err(OauthError::Browser);
         }
         let answer = Answer { code: query.code, error: query.error, iss: query.iss };
-        oauth.answer(client, state, answer).await
+        oauth.answer(client, state, came_to, answer).await
     };
     for_a_stranger(app, client, answered).await
 }
@@ -312,6 +349,7 @@ impl From<OauthError> for Problem {
             OauthError::State => new(StatusCode::BAD_REQUEST, "oauth-state-invalid", "Consent is not valid"),
             OauthError::Browser => new(StatusCode::BAD_REQUEST, "oauth-wrong-browser", "Another browser"),
             OauthError::Issuer => new(StatusCode::BAD_REQUEST, "oauth-issuer-mismatch", "Another provider"),
+            OauthError::Callback => new(StatusCode::BAD_REQUEST, "oauth-callback-mismatch", "Another connection"),
             OauthError::Denied => new(StatusCode::FORBIDDEN, "oauth-denied", "Consent was not given"),
             OauthError::NeedsConsent => new(StatusCode::CONFLICT, "oauth-needs-consent", "Consent is needed"),
             OauthError::Revoked => new(StatusCode::CONFLICT, "oauth-revoked", "Consent was revoked"),
@@ -320,9 +358,12 @@ impl From<OauthError> for Problem {
                 Self::unavailable("oauth-provider-unavailable", sentence(&detail), seconds)
             }
             OauthError::Unusable(_) => new(StatusCode::BAD_GATEWAY, "oauth-provider-refused", "Provider refuses"),
-            OauthError::Secret(crate::mcp::secrets::SecretError::Unavailable(why)) => {
+            OauthError::Secret(SecretError::Unavailable(why)) => {
                 tracing::error!(why, "a Secret cannot be read");
                 Self::unavailable("cluster-unavailable", "The cluster cannot be asked for a Secret; try again.", 2)
+            }
+            OauthError::Secret(SecretError::NotForHost { .. }) => {
+                new(StatusCode::CONFLICT, "oauth-client-not-for-host", "OAuth client is for another provider")
             }
             OauthError::Secret(_) => new(StatusCode::CONFLICT, "oauth-client-missing", "OAuth client is missing"),
             OauthError::Store(error) => error.into(),

@@ -11,6 +11,7 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use super::{StoreError, TenantTx};
+use crate::mcp::connection::Origin;
 
 /// What matters of a connection here.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub struct TargetRow {
     pub id: Uuid,
     /// Its name.
     pub name: String,
+    /// Who says what it is.
+    pub origin: Origin,
     /// Its spec.
     pub spec: Value,
     /// Address ranges that the organization opens.
@@ -29,7 +32,7 @@ impl TenantTx {
     /// A connection.
     pub async fn oauth_target(&mut self, connection: Uuid) -> Result<Option<TargetRow>, StoreError> {
         let row = sqlx::query(
-            "select c.id, c.name, c.spec, to_jsonb(g) -> 'mcp_open_ranges' as open
+            "select c.id, c.name, c.origin, c.spec, to_jsonb(g) -> 'mcp_open_ranges' as open
              from mcp_connections c join organizations g on g.id = c.org_id where c.org_id = $1 and c.id = $2",
         )
         .bind(self.organization_id)
@@ -41,6 +44,8 @@ impl TenantTx {
             Ok(TargetRow {
                 id: row.try_get("id")?,
                 name: row.try_get("name")?,
+                // Whatever is not a resource's is an admin's.
+                origin: if row.try_get::<&str, _>("origin")? == "crd" { Origin::Crd } else { Origin::Api },
                 spec: row.try_get("spec")?,
                 open: open.and_then(|open| serde_json::from_value(open).ok()).unwrap_or_default(),
             })

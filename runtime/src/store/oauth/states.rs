@@ -14,6 +14,8 @@ pub struct StateRow {
     pub connection: Uuid,
     /// By this user.
     pub user: Uuid,
+    /// Where the user comes back to.
+    pub redirect_uri: String,
     /// What the answer is compared with, sealed.
     pub sealed: Vec<u8>,
 }
@@ -22,6 +24,7 @@ fn state(row: &PgRow) -> Result<StateRow, sqlx::Error> {
     Ok(StateRow {
         connection: row.try_get("connection_id")?,
         user: row.try_get("user_id")?,
+        redirect_uri: row.try_get("redirect_uri")?,
         sealed: row.try_get("pkce_ciphertext")?,
     })
 }
@@ -55,7 +58,7 @@ impl TenantTx {
     /// A consent that has not ended.
     pub async fn state(&mut self, hash: &[u8; 32]) -> Result<Option<StateRow>, StoreError> {
         let row = sqlx::query(
-            "select connection_id, user_id, pkce_ciphertext from oauth_states
+            "select connection_id, user_id, redirect_uri, pkce_ciphertext from oauth_states
              where org_id = $1 and state_hash = $2 and expires_at > now()",
         )
         .bind(self.organization_id)
@@ -69,7 +72,7 @@ impl TenantTx {
     pub async fn take_state(&mut self, hash: &[u8; 32]) -> Result<Option<StateRow>, StoreError> {
         let row = sqlx::query(
             "delete from oauth_states where org_id = $1 and state_hash = $2 and expires_at > now()
-             returning connection_id, user_id, pkce_ciphertext",
+             returning connection_id, user_id, redirect_uri, pkce_ciphertext",
         )
         .bind(self.organization_id)
         .bind(hash.as_slice())

@@ -2,22 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use axum::Json;
 use axum::extract::State;
-use serde::{Deserialize, Serialize};
+use axum::response::{IntoResponse, Response};
+use http::header::CONTENT_TYPE;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::used::Used;
-use super::{CallRecord, MAX_NAME_BYTES};
+use super::{CallRecord, body_in};
 use crate::audit::Client;
 use crate::auth::Caller;
 use crate::http::App;
 use crate::http::error::{Problem, ProblemBody};
 use crate::http::extract::ApiJson;
-use crate::mcp::policy;
+use crate::mcp::client::Answered;
 use crate::mcp::service::McpError;
+use crate::mcp::tools::{MAX_NAME_BYTES, ToolPage, is_name};
 
 const MAX_TEXT_BYTES: usize = 4096;
 
@@ -72,10 +74,17 @@ pub struct GetPrompt {
 }
 
 /// The server's own answer.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(transparent)]
+#[derive(ToSchema)]
 #[schema(value_type = Object)]
-pub struct ServerAnswer(Value);
+pub struct ServerAnswer(Answered);
+
+impl IntoResponse for ServerAnswer {
+    fn into_response(self) -> Response {
+        let Answered { value, room } = self.0;
+        let text: Box<str> = value.into();
+        ([(CONTENT_TYPE, "application/json")], body_in(room, text.into())).into_response()
+    }
+}
 
 /// One page of the server's tools, without those that the connection does not let through.
 #[utoipa::path(
@@ -89,15 +98,16 @@ pub async fn list_tools(
     State(app): State<App>,
     caller: Caller,
     ApiJson(body): ApiJson<ListRequest>,
-) -> Result<Json<ServerAnswer>, Problem> {
+) -> Result<ServerAnswer, Problem> {
     let mut used = Used::load(&app, &caller, body.client).await?;
     ensure_pinned(&app, &caller, &mut used).await?;
     let mut answer = used.ask(&app, &caller, "tools/list", &cursor(body.cursor)?).await?;
-    let seen = policy::digests(&answer);
-    app.mcp.seen(&caller.organization, &mut used.loaded, &seen, false).await?;
-    used.loaded.filter(&mut answer);
+    let mut page = ToolPage::read(&answer.value);
+    app.mcp.seen(&caller.organization, &mut used.loaded, &page.digests(), false).await?;
+    used.loaded.filter(&mut page);
+    answer.value = page.to_raw().ok_or_else(Problem::internal)?;
     used.keep(&app, &caller).await?;
-    Ok(Json(ServerAnswer(answer)))
+    Ok(ServerAnswer(answer))
 }
 
 async fn ensure_pinned(app: &App, caller: &Caller, used: &mut Used) -> Result<(), McpError> {
@@ -123,6 +133,14 @@ fn text(field: &str, text: &str, most: usize) -> Result<(), Problem> {
     Ok(())
 }
 
+fn tool_name(name: &str) -> Result<(), Problem> {
+    if !is_name(name) {
+        let detail = format!("name has 1 to {MAX_NAME_BYTES} bytes and no control characters.");
+        return Err(Problem::invalid_field("name", detail));
+    }
+    Ok(())
+}
+
 /// Calls a tool. The answer is the server's; a tool that failed says so in it with `isError`.
 #[utoipa::path(
     post, path = "/v1/mcp/call_tool", operation_id = "callMcpTool", tag = "mcp", request_body = CallTool,
@@ -142,8 +160,8 @@ pub async fn call_tool(
     caller: Caller,
     client: Client,
     ApiJson(body): ApiJson<CallTool>,
-) -> Result<Json<ServerAnswer>, Problem> {
-    text("name", &body.name, MAX_NAME_BYTES)?;
+) -> Result<ServerAnswer, Problem> {
+    tool_name(&body.name)?;
     let mut used = Used::load(&app, &caller, body.client).await?;
     ensure_pinned(&app, &caller, &mut used).await?;
     let (origin, arguments) = (client.origin(&caller.subject), Value::Object(body.arguments));
@@ -163,7 +181,7 @@ pub async fn call_tool(
     }
     let answer = asked?;
     used.keep(&app, &caller).await?;
-    Ok(Json(ServerAnswer(answer)))
+    Ok(ServerAnswer(answer))
 }
 
 /// Asks for what has nothing to do with tools.
@@ -173,11 +191,11 @@ async fn plain(
     client: Uuid,
     method: &str,
     params: &Map<String, Value>,
-) -> Result<Json<ServerAnswer>, Problem> {
+) -> Result<ServerAnswer, Problem> {
     let mut used = Used::load(app, caller, client).await?;
     let answer = used.ask(app, caller, method, params).await?;
     used.keep(app, caller).await?;
-    Ok(Json(ServerAnswer(answer)))
+    Ok(ServerAnswer(answer))
 }
 
 /// One page of the server's resources.
@@ -192,7 +210,7 @@ pub async fn list_resources(
     State(app): State<App>,
     caller: Caller,
     ApiJson(body): ApiJson<ListRequest>,
-) -> Result<Json<ServerAnswer>, Problem> {
+) -> Result<ServerAnswer, Problem> {
     plain(&app, &caller, body.client, "resources/list", &cursor(body.cursor)?).await
 }
 
@@ -208,7 +226,7 @@ pub async fn read_resource(
     State(app): State<App>,
     caller: Caller,
     ApiJson(body): ApiJson<ReadResource>,
-) -> Result<Json<ServerAnswer>, Problem> {
+) -> Result<ServerAnswer, Problem> {
     text("uri", &body.uri, MAX_TEXT_BYTES)?;
     let mut params = Map::new();
     params.insert("uri".to_owned(), Value::String(body.uri));
@@ -227,7 +245,7 @@ pub async fn list_prompts(
     State(app): State<App>,
     caller: Caller,
     ApiJson(body): ApiJson<ListRequest>,
-) -> Result<Json<ServerAnswer>, Problem> {
+) -> Result<ServerAnswer, Problem> {
     plain(&app, &caller, body.client, "prompts/list", &cursor(body.cursor)?).await
 }
 
@@ -243,7 +261,7 @@ pub async fn get_prompt(
     State(app): State<App>,
     caller: Caller,
     ApiJson(body): ApiJson<GetPrompt>,
-) -> Result<Json<ServerAnswer>, Problem> {
+) -> Result<ServerAnswer, Problem> {
     text("name", &body.name, MAX_NAME_BYTES)?;
     let mut params = Map::new();
     params.insert("name".to_owned(), Value::String(body.name));

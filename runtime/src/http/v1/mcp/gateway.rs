@@ -3,6 +3,7 @@
 //! in; it looks at each, keeps to the connection's policy, and adds the credentials, which the other side never sees.
 //! May touch: `store`, `mcp`.
 
+use axum::body::Body;
 use axum::extract::{FromRequestParts, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, HeaderValue};
@@ -12,17 +13,18 @@ use serde_json::{Map, Value};
 use super::party::Party;
 use super::problem::session_lost;
 use super::relay::{self, Relay};
-use super::{CallRecord, ConfigurationId, MAX_NAME_BYTES};
+use super::{CallRecord, ConfigurationId};
 use crate::auth::mcp_session::McpSession;
 use crate::http::App;
 use crate::http::error::{Problem, ProblemBody};
 use crate::http::extract;
 use crate::mcp::connection::Transport;
-use crate::mcp::error::UpstreamError;
+use crate::mcp::error::{UpstreamError, Verdict};
 use crate::mcp::policy::Denied;
 use crate::mcp::protocol::STATELESS;
-use crate::mcp::rpc::{self, Message, code};
+use crate::mcp::rpc::{self, Message, NotAMessage, code};
 use crate::mcp::service::{Loaded, McpError};
+use crate::mcp::tools::is_name;
 use crate::mcp::upstream::{Answer, LAST_EVENT_ID, Outgoing, PROTOCOL_VERSION, SESSION_ID};
 
 /// Requests that are passed on.
@@ -142,29 +144,25 @@ async fn loaded(app: &App, party: &Party, head: &mut http::request::Parts) -> Re
     party.connection(app, id).await
 }
 
-async fn message(
-    app: App,
-    party: Party,
-    mut head: http::request::Parts,
-    body: axum::body::Body,
-) -> Result<Response, Problem> {
+async fn message(app: App, party: Party, mut head: http::request::Parts, body: Body) -> Result<Response, Problem> {
     let mut loaded = loaded(&app, &party, &mut head).await?;
     extract::require_content_type(&head.headers, "application/json")?;
     let body = extract::read_body(body, extract::MAX_JSON_BYTES).await?;
-    let message = Message::parse(&body)
-        .map_err(|error| Problem::bad_request(format!("The body is not a message of MCP: {error}.")))?;
+    let no_message = |error: &NotAMessage| Problem::bad_request(format!("The body is not a message of MCP: {error}."));
+    let message = Message::parse(&body).map_err(|error| no_message(&error))?;
     let mut headers = headers(&app, &party, &loaded, &head.headers)?;
     match message {
         Message::Request { id, method, params } => {
+            let params = rpc::object(params.as_deref()).map_err(|error| no_message(&error))?;
             if let Err(refusal) = admit(&app, &party, &mut loaded, &method, &params).await? {
-                return Ok(json_response(&refusal.answer(&id), None));
+                return Ok(json_response(refusal.answer(&id).to_string(), None));
             }
             describe(&mut headers, &method, &params);
             let message = rpc::request(&id, &method, &params);
             Relay { app, party, loaded, id, method, params }.run(message, headers).await
         }
         // As it was read, so that nothing is passed on that was not looked at.
-        other => forward(&app, &party, &loaded, headers, &other.to_value()).await,
+        other => forward(&app, &party, &loaded, headers, other.to_text()).await,
     }
 }
 
@@ -207,12 +205,10 @@ async fn admit(
     if method == "tools/list" {
         return Ok(Ok(()));
     }
-    let Some(name) = params.get("name").and_then(Value::as_str).filter(|name| !name.contains('\0')) else {
-        return refuse(code::INVALID_PARAMS, "params.name is the name of a tool", "mcp-tool-unnamed");
+    let Some(name) = params.get("name").and_then(Value::as_str).filter(|name| is_name(name)) else {
+        let text = "params.name is the name of a tool: at most 256 bytes, and no control characters";
+        return refuse(code::INVALID_PARAMS, text, "mcp-tool-unnamed");
     };
-    if name.len() > MAX_NAME_BYTES {
-        return refuse(code::INVALID_PARAMS, "the name of a tool has at most 256 bytes", "mcp-tool-unnamed");
-    }
     let denied = loaded.check(name).err();
     let record = CallRecord {
         origin: &party.origin,
@@ -268,14 +264,17 @@ async fn forward(
     party: &Party,
     loaded: &Loaded,
     headers: HeaderMap,
-    message: &Value,
+    message: String,
 ) -> Result<Response, Problem> {
     // Each request has a conversation of its own there; nobody waits for anything between them.
     if !matches!(loaded.connection.transport, Transport::Sse(_)) {
-        let outgoing = Outgoing::post(message.to_string(), headers);
-        let exchange = app.mcp.client().upstream();
-        let exchange = exchange.exchange(party.target(loaded), &outgoing);
-        match tokio::time::timeout(NOTICE, exchange).await.unwrap_or(Err(UpstreamError::TimedOut(NOTICE))) {
+        let (target, outgoing) = (party.target(loaded), Outgoing::post(message, headers));
+        // It takes a place like a call: a server that is slow to hear is slow.
+        let ticket = app.mcp.client().guards().enter(target).await?;
+        let exchange = app.mcp.client().upstream().exchange(target, &outgoing);
+        let told = tokio::time::timeout(NOTICE, exchange).await.unwrap_or(Err(UpstreamError::TimedOut(NOTICE)));
+        ticket.end(told.as_ref().map_or_else(UpstreamError::verdict, |_| Verdict::Healthy));
+        match told {
             Ok(_) => {}
             Err(UpstreamError::SessionLost) => return Err(session_lost()),
             Err(error) => return Err(error.into()),
@@ -307,8 +306,8 @@ async fn in_session(app: App, party: Party, mut head: http::request::Parts) -> R
 }
 
 /// One message as the answer.
-pub(super) fn json_response(message: &Value, session: Option<HeaderValue>) -> Response {
-    let mut response = message.to_string().into_response();
+pub(super) fn json_response(message: impl Into<Body>, session: Option<HeaderValue>) -> Response {
+    let mut response = message.into().into_response();
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if let Some(session) = session {
         response.headers_mut().insert(SESSION_ID, session);

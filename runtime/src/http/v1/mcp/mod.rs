@@ -12,7 +12,9 @@ mod relay;
 pub mod test;
 mod used;
 
+use axum::body::Body;
 use axum::extract::{FromRequestParts, Path};
+use bytes::Bytes;
 use http::request::Parts;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -22,10 +24,8 @@ use crate::http::App;
 use crate::http::error::Problem;
 use crate::mcp::connection::Connection;
 use crate::mcp::policy;
+use crate::resilience::memory::Room;
 use crate::store::{StoreError, TenantScope};
-
-/// Longest name of a tool or a prompt.
-const MAX_NAME_BYTES: usize = 256;
 
 /// The id in `/v1/mcp/configurations/{id}` and `/v1/mcp/gateway/{connection}`.
 pub struct ConfigurationId(pub Uuid);
@@ -49,6 +49,17 @@ impl<S: Send + Sync> FromRequestParts<S> for ClientId {
         let id = Path::<String>::from_request_parts(parts, state).await.ok().and_then(|Path(text)| text.parse().ok());
         id.map(Self).ok_or_else(problem::no_such_client)
     }
+}
+
+/// Text as a body, with the memory that it takes until it is sent.
+fn body_in(room: Room, text: String) -> Body {
+    struct InRoom(String, #[allow(dead_code)] Room);
+    impl AsRef<[u8]> for InRoom {
+        fn as_ref(&self) -> &[u8] {
+            self.0.as_bytes()
+        }
+    }
+    Body::from(Bytes::from_owner(InRoom(text, room)))
 }
 
 /// A call of a tool, for the audit log: before it is made, and again when it was refused or has failed. The arguments

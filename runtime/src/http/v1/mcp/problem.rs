@@ -7,6 +7,7 @@ use crate::mcp::credentials::CredentialError;
 use crate::mcp::error::UpstreamError;
 use crate::mcp::policy::Denied;
 use crate::mcp::service::McpError;
+use crate::resilience::memory::NoRoom;
 
 /// 404.
 pub(super) fn no_such_configuration() -> Problem {
@@ -63,6 +64,8 @@ fn status(error: &UpstreamError) -> (StatusCode, &'static str) {
         UpstreamError::Credentials(_) => (StatusCode::UNPROCESSABLE_ENTITY, "No credentials"),
         UpstreamError::BreakerOpen(_) => (StatusCode::SERVICE_UNAVAILABLE, "MCP server is left alone"),
         UpstreamError::Busy(_) => (StatusCode::TOO_MANY_REQUESTS, "Too many calls"),
+        UpstreamError::NoRoom(NoRoom::Share) => (StatusCode::TOO_MANY_REQUESTS, "Too large answers"),
+        UpstreamError::NoRoom(NoRoom::All) => (StatusCode::SERVICE_UNAVAILABLE, "Too large answers"),
         UpstreamError::TimedOut(_) => (StatusCode::GATEWAY_TIMEOUT, "MCP server is too slow"),
         // The caller has asked for something that the server does not do, does not have, or does not take.
         UpstreamError::Rpc { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "MCP server refuses"),

@@ -15,19 +15,19 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::gateway::{json_response, wrapped};
 use super::party::Party;
-use super::{CallRecord, problem};
+use super::{CallRecord, body_in, problem};
 use crate::http::App;
 use crate::http::error::Problem;
 use crate::mcp::connection::Transport;
 use crate::mcp::error::{UpstreamError, Verdict};
 use crate::mcp::guards::Ticket;
 use crate::mcp::legacy::Legacy;
-use crate::mcp::policy;
 use crate::mcp::protocol::{Session, is_idempotent};
-use crate::mcp::rpc::{self, Message, code};
+use crate::mcp::rpc::{self, Message, NotAMessage, code};
 use crate::mcp::service::Loaded;
 use crate::mcp::sse::Event;
-use crate::mcp::upstream::{Answer, Events, Outgoing, Reply, SESSION_ID};
+use crate::mcp::tools::ToolPage;
+use crate::mcp::upstream::{Answer, Events, Held, Outgoing, Reply, SESSION_ID};
 
 /// A stream on which nothing comes for so long gets a comment: proxies cut silent connections.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -62,7 +62,7 @@ impl Relay {
                 if error == UpstreamError::SessionLost {
                     return Err(problem::session_lost());
                 }
-                return Ok(json_response(&failure(&self.id, &error), None));
+                return Ok(json_response(failure(&self.id, &error), None));
             }
         };
         let session = reply.session.as_ref().and_then(|session| wrapped(&self.app, &self.party, &self.loaded, session));
@@ -71,10 +71,11 @@ impl Relay {
                 self.end(ticket, None, began).await;
                 Ok(StatusCode::ACCEPTED.into_response())
             }
-            Answer::Json(body) => {
-                let (answer, error) = self.look_at(&body).await;
+            Answer::Json(Held { bytes, room }) => {
+                let (answer, error) = self.look_at(&bytes).await;
+                drop(bytes);
                 self.end(ticket, error.as_ref(), began).await;
-                Ok(json_response(&answer, session))
+                Ok(json_response(body_in(room, answer), session))
             }
             Answer::Events(events) if self.method == LISTEN => {
                 let place = client.guards().enter_stream(target.organization.id).await;
@@ -93,13 +94,17 @@ impl Relay {
     async fn legacy(&self, message: Value) -> Result<(Ticket, Reply), UpstreamError> {
         let (client, target) = (self.app.mcp.client(), self.party.target(&self.loaded));
         let ticket = client.guards().enter(target).await?;
+        let own = |answer: Value| -> Result<Answer, UpstreamError> {
+            let bytes = Bytes::from(answer.to_string());
+            Ok(Answer::Json(Held { room: client.upstream().room(target, bytes.len())?, bytes }))
+        };
         let opened = async {
             if self.method == "initialize" {
                 let session = client.open_legacy(target).await?.1;
-                return Ok(Answer::Json(Bytes::from(initialized(&self.id, &session).to_string())));
+                return own(initialized(&self.id, &session));
             }
             if self.method == "ping" {
-                return Ok(Answer::Json(Bytes::from(rpc::result(&self.id, &json!({})).to_string())));
+                return own(rpc::result(&self.id, &json!({})));
             }
             let (mut legacy, _) = client.open_legacy(target).await?;
             legacy.tell(client.upstream(), target, &message).await?;
@@ -122,13 +127,13 @@ impl Relay {
             loop {
                 let next = legacy.next(app.mcp.client().upstream(), party.target(&loaded)).await;
                 let (data, last) = match next {
-                    Ok(message) => (message.to_value(), message.answers(&id)),
+                    Ok(message) => (message.to_text(), message.answers(&id)),
                     Err(error) => {
                         yield Err(error);
                         return;
                     }
                 };
-                yield Ok(Event { data: Some(data.to_string()), ..Event::default() });
+                yield Ok(Event { data: Some(data), ..Event::default() });
                 if last {
                     return;
                 }
@@ -171,7 +176,7 @@ impl Relay {
             }
             if !answered {
                 let error = error.get_or_insert(UpstreamError::BrokeOff);
-                let text = failure(&self.id, error).to_string();
+                let text = failure(&self.id, error);
                 yield Ok(Event { data: Some(text), ..Event::default() }.encode());
             }
             // What comes after the answer is nobody's failure.
@@ -181,25 +186,22 @@ impl Relay {
 
     /// An event as it goes on, and whether it has the answer.
     async fn event(&mut self, event: Event) -> Result<(Event, bool), UpstreamError> {
-        let Some(data) = event.data.as_ref().filter(|data| !data.trim().is_empty()) else {
-            return Ok((event, false));
-        };
-        let message = Message::parse(data.as_bytes()).map_err(|error| UpstreamError::NotMcp(error.to_string()))?;
-        let last = message.answers(&self.id);
-        if !last && matches!(message, Message::Response { .. }) {
-            // An answer to something else would get to the agent without having been looked at.
-            return Ok((Event { data: None, ..event }, false));
+        match Brings::of(&event, Some(&self.id)) {
+            Brings::Nothing => Ok((event, false)),
+            Brings::NoMessage(error) => Err(UpstreamError::NotMcp(error.to_string())),
+            // It would get to the agent without having been looked at.
+            Brings::AnswerToOthers => Ok((Event { data: None, ..event }, false)),
+            Brings::Message(message) => Ok((Event { data: Some(message.to_text()), ..event }, false)),
+            Brings::Answer(message) => Ok((Event { data: Some(self.filtered(message).await), ..event }, true)),
         }
-        let data = if last { self.filtered(message).await } else { message.to_value() };
-        Ok((Event { data: Some(data.to_string()), ..event }, last))
     }
 
     /// The answer in a body, or what is said in its place.
-    async fn look_at(&self, body: &Bytes) -> (Value, Option<UpstreamError>) {
+    async fn look_at(&self, body: &Bytes) -> (String, Option<UpstreamError>) {
         match Message::parse(body) {
             Ok(message @ Message::Response { .. }) if message.answers(&self.id) => (self.filtered(message).await, None),
             // A server that could not read the id answers with null.
-            Ok(message @ Message::Response { id: Value::Null, outcome: Err(_) }) => (message.to_value(), None),
+            Ok(message @ Message::Response { id: Value::Null, outcome: Err(_) }) => (message.to_text(), None),
             Ok(_) => {
                 let error = UpstreamError::NotMcp("its answer is a request, or answers another one".to_owned());
                 (failure(&self.id, &error), Some(error))
@@ -212,17 +214,23 @@ impl Relay {
     }
 
     /// A list of tools without those that are not let through; anything else as it is.
-    async fn filtered(&self, message: Message) -> Value {
-        let Message::Response { id, outcome: Ok(mut result) } = message else { return message.to_value() };
-        if self.method == "tools/list" {
-            let mut loaded = self.loaded.clone();
-            let seen = policy::digests(&result);
-            if let Err(error) = self.app.mcp.seen(&self.party.caller.organization, &mut loaded, &seen, false).await {
-                tracing::warn!(%error, connection = %loaded.connection.id, "cannot keep what was seen of its tools");
-            }
-            loaded.filter(&mut result);
+    async fn filtered(&self, message: Message) -> String {
+        let (id, result) = match message {
+            Message::Response { id, outcome: Ok(result) } if self.method == "tools/list" => (id, result),
+            other => return other.to_text(),
+        };
+        let (mut loaded, mut page) = (self.loaded.clone(), ToolPage::read(&result));
+        drop(result);
+        if let Err(error) =
+            self.app.mcp.seen(&self.party.caller.organization, &mut loaded, &page.digests(), false).await
+        {
+            tracing::warn!(%error, connection = %loaded.connection.id, "cannot keep what was seen of its tools");
         }
-        rpc::result(&id, &result)
+        loaded.filter(&mut page);
+        match page.to_raw() {
+            Some(left) => Message::Response { id, outcome: Ok(left) }.to_text(),
+            None => failure(&self.id, &UpstreamError::NotMcp("its list of tools cannot be read".to_owned())),
+        }
     }
 
     async fn end(&self, ticket: Ticket, error: Option<&UpstreamError>, began: Instant) {
@@ -247,8 +255,8 @@ impl Relay {
     }
 }
 
-fn failure(id: &Value, error: &UpstreamError) -> Value {
-    rpc::error(id, code::SERVER_FAILED, &error.to_string(), error.kind())
+fn failure(id: &Value, error: &UpstreamError) -> String {
+    rpc::error(id, code::SERVER_FAILED, &error.to_string(), error.kind()).to_string()
 }
 
 fn initialized(id: &Value, session: &Session) -> Value {
@@ -268,12 +276,34 @@ fn event_response(body: Body, session: Option<HeaderValue>) -> Response {
     response
 }
 
-/// Whether an event of a server's own stream goes on: an answer only to the request that opened it.
-fn goes_on(event: &Event, opened_by: Option<&Value>) -> bool {
-    match event.data.as_ref().filter(|data| !data.trim().is_empty()).map(|data| Message::parse(data.as_bytes())) {
-        None => true,
-        Some(Ok(message @ Message::Response { .. })) => opened_by.is_some_and(|id| message.answers(id)),
-        Some(parsed) => parsed.is_ok(),
+/// What an event brings to whoever has asked.
+enum Brings {
+    /// A comment, or an id.
+    Nothing,
+    /// The answer.
+    Answer(Message),
+    /// A message of the server's own.
+    Message(Message),
+    /// An answer to what somebody else has asked, or nobody.
+    AnswerToOthers,
+    /// Something else.
+    NoMessage(NotAMessage),
+}
+
+impl Brings {
+    fn of(event: &Event, asked: Option<&Value>) -> Self {
+        let Some(data) = event.data.as_ref().filter(|data| !data.trim().is_empty()) else { return Self::Nothing };
+        match Message::parse(data.as_bytes()) {
+            Err(error) => Self::NoMessage(error),
+            Ok(message) if asked.is_some_and(|id| message.answers(id)) => Self::Answer(message),
+            Ok(Message::Response { .. }) => Self::AnswerToOthers,
+            Ok(message) => Self::Message(message),
+        }
+    }
+
+    /// Whether it goes on on a server's own stream: an answer only to the request that opened it.
+    fn goes_on(&self) -> bool {
+        !matches!(self, Self::AnswerToOthers | Self::NoMessage(_))
     }
 }
 
@@ -285,7 +315,7 @@ pub(super) fn stream(app: &App, mut events: Events, place: OwnedSemaphorePermit,
         loop {
             match tokio::time::timeout(KEEP_ALIVE, events.next()).await {
                 Err(_) => yield Ok::<_, std::convert::Infallible>(Event::default().encode()),
-                Ok(Some(Ok(event))) if goes_on(&event, opened_by.as_ref()) => yield Ok(event.encode()),
+                Ok(Some(Ok(event))) if Brings::of(&event, opened_by.as_ref()).goes_on() => yield Ok(event.encode()),
                 Ok(Some(Ok(_))) => {}
                 // The other side connects again, with the id of the last event.
                 Ok(None | Some(Err(_))) => return,
@@ -302,6 +332,7 @@ mod tests {
     #[test]
     fn a_servers_own_stream_brings_no_answers_to_others() {
         let event = |data: &str| Event { data: Some(data.to_owned()), ..Event::default() };
+        let goes_on = |event: &Event, opened_by: Option<&Value>| Brings::of(event, opened_by).goes_on();
         let answer = event(r#"{"jsonrpc":"2.0","id":1,"result":{"tools":[]}}"#);
         assert!(!goes_on(&answer, None));
         assert!(!goes_on(&answer, Some(&json!(2))));

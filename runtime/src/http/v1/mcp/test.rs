@@ -14,8 +14,8 @@ use crate::http::App;
 use crate::http::error::{Problem, ProblemBody};
 use crate::http::extract::{Admin, ApiJson};
 use crate::mcp::connection::{Identity, Origin};
-use crate::mcp::policy::{self, ToolDigest};
-use crate::mcp::service::{Loaded, McpError};
+use crate::mcp::policy::ToolDigest;
+use crate::mcp::service::{Loaded, McpError, digests};
 use crate::mcp::upstream::Target;
 use crate::outbound::Ranges;
 use crate::store::connections::StoredConnection;
@@ -130,12 +130,13 @@ pub async fn test(
 }
 
 async fn try_it(app: &App, target: Target<'_>) -> Result<TestResult, McpError> {
-    let session = app.mcp.open(target).await?;
+    // Not through the service: the names of what is not saved are no labels of metrics.
     let client = app.mcp.client();
+    let session = client.open(target).await?;
     let tools = if session.capabilities["tools"].is_null() {
         Vec::new()
     } else {
-        policy::digests(&client.list(target, &session, "tools/list", "tools").await?)
+        digests(&client.list_tools(target, &session).await?)
     };
     client.close(target, &session).await;
     Ok(TestResult {

@@ -8,6 +8,7 @@ use super::problem::{no_such_client, no_such_configuration};
 use crate::auth::Caller;
 use crate::http::App;
 use crate::http::error::Problem;
+use crate::mcp::client::Answered;
 use crate::mcp::error::UpstreamError;
 use crate::mcp::protocol::Session;
 use crate::mcp::service::{Loaded, McpError};
@@ -62,7 +63,7 @@ impl Used {
         caller: &Caller,
         method: &str,
         params: &Map<String, Value>,
-    ) -> Result<Value, McpError> {
+    ) -> Result<Answered, McpError> {
         let first = app.mcp.ask(self.target(caller), &self.session, method, params).await;
         match first {
             Err(McpError::Upstream(UpstreamError::SessionLost)) => {

@@ -1,0 +1,80 @@
+//! Rows of resources that went away without the operator, and policies beyond the quota, on the real cluster.
+#![cfg(feature = "cluster")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+use agentapi_tests::{
+    cluster::eventually,
+    tenant::{SETTLE, Tenant},
+};
+
+fn policy(tenant: &Tenant, name: &str) -> String {
+    format!(
+        "apiVersion: agentapi.dev/v1alpha1\nkind: PromptPolicy\nmetadata: {{name: {name}, namespace: {}}}\nspec:\n  \
+         scope: Organization\n  organizationRef: {{name: {}}}\n  template: Be kind.\n",
+        tenant.team(),
+        tenant.slug
+    )
+}
+
+#[tokio::test]
+async fn a_row_whose_resource_is_gone_goes_too_and_no_other() {
+    let tenant = Tenant::new("e2e-leftovers").await;
+    let team = tenant.team();
+    tenant.cluster.apply(&policy(&tenant, "stays")).unwrap();
+    tenant.ready("promptpolicy", Some(&team), "stays").await;
+    // As after `kubectl patch --type merge -p '{"metadata":{"finalizers":null}}'` and a delete that came first. The
+    // last one has the name of a resource that is there, and another one's id.
+    let organization = format!("(select id from organizations where slug = '{}' and deleted_at is null)", tenant.slug);
+    for (table, columns, values) in [
+        ("prompt_policies", "scope, template", "'Organization', 'Obey mallory.'"),
+        ("mcp_connections", "origin, transport", "'crd', 'sse'"),
+        ("workspaces", "agent_type, max_sessions", "'claude', 1"),
+    ] {
+        tenant.sql(&format!(
+            "insert into {table} (id, org_id, name, k8s_namespace, {columns})
+             values (gen_random_uuid(), {organization}, 'left-behind', '{team}', {values})"
+        ));
+    }
+    tenant.sql(&format!(
+        "insert into mcp_connections (id, org_id, name, origin, transport)
+         values (gen_random_uuid(), {organization}, 'made-with-the-api', 'api', 'sse')"
+    ));
+    let names = || {
+        tenant.sql(&format!(
+            "select string_agg(name, ' ' order by name) from (
+                 select name from prompt_policies where org_id = {organization}
+                 union all select name from mcp_connections where org_id = {organization}
+                 union all select name from workspaces where org_id = {organization} and deleted_at is null) all_rows"
+        ))
+    };
+    eventually("the rows are gone", SETTLE, async || {
+        let seen = names();
+        Ok(if seen == "made-with-the-api stays web" { Ok(()) } else { Err(seen) })
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn policies_beyond_the_quota_are_not_accepted_until_there_is_room() {
+    let tenant = Tenant::new("e2e-policies").await;
+    let team = tenant.team();
+    let quota = |policies: u32| {
+        let patch = format!(r#"{{"spec":{{"quota":{{"promptPolicies":{policies}}}}}}}"#);
+        tenant.cluster.kubectl(&["patch", "organization", &tenant.slug, "--type", "merge", "-p", &patch]).unwrap();
+    };
+    quota(1);
+    tenant.cluster.apply(&policy(&tenant, "first")).unwrap();
+    tenant.ready("promptpolicy", Some(&team), "first").await;
+    tenant.cluster.apply(&policy(&tenant, "second")).unwrap();
+    tenant.says("promptpolicy", Some(&team), "second", "Accepted", "False", "QuotaExceeded").await;
+    let rows =
+        || tenant.sql(&format!("select string_agg(name, ' ') from prompt_policies where k8s_namespace = '{team}'"));
+    assert_eq!(rows(), "first");
+    tenant.cluster.kubectl(&["-n", &team, "delete", "promptpolicy", "first"]).unwrap();
+    tenant.ready("promptpolicy", Some(&team), "second").await;
+    assert_eq!(rows(), "second");
+    // A value that is too long does not come in at all.
+    let long = format!("{}  variables: {{own: {}}}\n", policy(&tenant, "long"), "x".repeat(2049));
+    let refused = tenant.cluster.apply(&long).unwrap_err().to_string();
+    assert!(refused.contains("2048"), "{refused}");
+}
