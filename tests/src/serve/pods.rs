@@ -33,6 +33,7 @@ pub struct ProcessPods {
     agent: PathBuf,
     folder: TempDir,
     next: AtomicU32,
+    shard: u32,
     state: Mutex<State>,
 }
 
@@ -83,6 +84,7 @@ impl Drop for Process {
 impl ProcessPods {
     /// `binary` is `session-pod`.
     pub fn new(binary: &str, public_x: &str) -> Result<Self> {
+        static SHARDS: AtomicU32 = AtomicU32::new(0);
         let agent = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/tests/fixtures/repl.sh").canonicalize()?;
         Ok(Self {
             binary: PathBuf::from(binary),
@@ -90,6 +92,7 @@ impl ProcessPods {
             agent,
             folder: tempfile::tempdir()?,
             next: AtomicU32::new(1),
+            shard: SHARDS.fetch_add(1, Ordering::Relaxed),
             state: Mutex::default(),
         })
     }
@@ -170,10 +173,10 @@ impl ProcessPods {
         self.state().running.len()
     }
 
-    /// Addresses are unique to this process and pod, so that tests in parallel do not meet.
+    /// Addresses are unique to this process, platform and pod, so that tests in parallel do not meet.
     fn address(&self) -> Ipv4Addr {
         let (process, pod) = (std::process::id(), self.next.fetch_add(1, Ordering::Relaxed));
-        let shard = u8::try_from(self.public_x.bytes().map(u32::from).sum::<u32>() % 250).unwrap_or(0);
+        let shard = u8::try_from(self.shard % 250).unwrap_or(0);
         let high = u8::try_from(process % 199).unwrap_or(0) + 2;
         Ipv4Addr::new(127, high, shard, u8::try_from(pod % 250).unwrap_or(0) + 1)
     }
