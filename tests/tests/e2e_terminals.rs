@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use agentapi_tests::api::Api;
 use agentapi_tests::cluster::{Cluster, eventually, repo};
+use agentapi_tests::fakemodel::Recorded;
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -42,6 +43,13 @@ impl Drop for Example {
         let gone = ["-n", TEAM, "delete", "workspace", self.name, "--ignore-not-found", "--wait=false"];
         let _ = self.cluster.try_kubectl(&gone, "");
     }
+}
+
+/// How often the demo's model was told to answer slowly.
+async fn asked_to_be_slow(model: &str) -> anyhow::Result<usize> {
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let seen: Vec<Recorded> = http.get(format!("{model}/requests")).send().await?.json().await?;
+    Ok(seen.iter().filter(|it| it.user == "slow 600").count())
 }
 
 async fn send(api: &Api, id: &str, text: &str) {
@@ -91,8 +99,16 @@ async fn an_agent_works_in_its_terminal_in_a_session_pod(#[case] agent: &'static
     let said = last(&api.stable(&id, TURN).await.unwrap());
     assert!(said.contains("The command printed") && said.contains("made"), "{said}");
 
+    let forward = cluster.port_forward("agentapi-demo", "deploy/fake-model", 8000).unwrap();
+    let before = asked_to_be_slow(&forward.url()).await.unwrap();
     send(&api, &id, "slow 600").await;
     // Not every agent shows what it has got so far.
+    eventually("the model is asked", TURN, async || {
+        let asked = asked_to_be_slow(&forward.url()).await?;
+        Ok(if asked > before { Ok(()) } else { Err(format!("{asked} times")) })
+    })
+    .await
+    .unwrap();
     eventually("it can be stopped", TURN, async || {
         let answer = api.post(&format!("{path}/cancel"), &json!({})).await?;
         Ok(if answer.status == 200 { Ok(()) } else { Err(answer.body.to_string()) })
