@@ -76,10 +76,6 @@ fn option<'a>(permission: &'a Value, kind: &str) -> &'a str {
     found.unwrap_or_else(|| panic!("no {kind}: {permission}"))["option_id"].as_str().unwrap()
 }
 
-async fn requests(model: &str) -> Result<Vec<Recorded>> {
-    Ok(reqwest::Client::builder().no_proxy().build()?.get(format!("{model}/requests")).send().await?.json().await?)
-}
-
 #[rstest]
 #[case::claude("claude")]
 #[case::codex("codex")]
@@ -131,7 +127,7 @@ async fn an_agent_talks_asks_before_it_acts_and_stops_when_told(#[case] agent: &
     // It stops in mid-turn, and goes on afterwards.
     talk.send("slow 600").await?;
     eventually("the model is talking", TURN, async || {
-        let asked = requests(&model).await?;
+        let asked = fakemodel::recorded(&model).await?;
         Ok(if asked.iter().any(|it| it.user == "slow 600") { Ok(()) } else { Err(format!("{asked:?}")) })
     })
     .await?;
@@ -172,7 +168,7 @@ async fn an_agent_knows_its_rules_and_finds_its_servers(#[case] agent: &str) -> 
     let talk = Talk::begin(&platform, &replica, &acme).await?;
     let said = talk.turn("echo: hello").await?;
     assert!(said.ends_with("hello"), "{said}");
-    let asked = requests(&model).await?;
+    let asked = fakemodel::recorded(&model).await?;
     let told = |it: &Recorded| it.user == "echo: hello" && it.system.contains("Rule seventeen: be kind to boats.");
     assert!(asked.iter().any(told), "the model was not told the rules: {asked:#?}");
     eventually("the agent asks its server for tools", TURN, async || {

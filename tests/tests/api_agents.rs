@@ -38,10 +38,6 @@ fn said(messages: &[Value]) -> String {
     last.and_then(|message| message["content"].as_str()).unwrap_or_default().to_owned()
 }
 
-async fn requests(model: &str) -> Result<Vec<Recorded>> {
-    Ok(reqwest::Client::builder().no_proxy().build()?.get(format!("{model}/requests")).send().await?.json().await?)
-}
-
 #[rstest]
 #[case::claude("claude")]
 #[case::codex("codex")]
@@ -70,7 +66,7 @@ async fn an_agent_talks_knows_its_rules_and_finds_its_servers(#[case] agent: &st
     let roles: Vec<&str> = messages.iter().map(|message| message["role"].as_str().unwrap()).collect();
     assert_eq!(roles, ["agent", "user", "agent", "user", "agent", "user", "agent"]);
 
-    let asked = requests(&model).await?;
+    let asked = fakemodel::recorded(&model).await?;
     let told = |asked: &&Recorded| asked.user == "recall" && asked.system.contains("Rule seventeen: be kind to boats.");
     assert!(asked.iter().any(|it| told(&it)), "the model was not told the rules: {asked:#?}");
     eventually("the agent asks its server for tools", TURN, async || {
@@ -146,7 +142,7 @@ async fn an_agent_in_a_terminal_asks_is_answered_and_stops(#[case] agent: &str) 
     send(&alice, &session, "slow 600").await?;
     // Not every agent shows what it has got so far.
     eventually("the model is asked", TURN, async || {
-        let asked = requests(&model).await?;
+        let asked = fakemodel::recorded(&model).await?;
         let begun = asked.iter().any(|it| it.user == "slow 600" && it.reply.contains("word 600"));
         Ok(if begun { Ok(()) } else { Err(format!("{} requests", asked.len())) })
     })

@@ -5,7 +5,7 @@
 use agentapi_tests::{
     api::Api,
     cluster::{Cluster, eventually, repo},
-    fakemodel::Recorded,
+    fakemodel::{self, Recorded},
     models::google_credentials,
 };
 use serde_json::{Value, json};
@@ -86,9 +86,7 @@ async fn two_turns(cluster: &Cluster, api: &Api, workspace: &str, word: &str) ->
     let messages = api.get(&format!("/v1/sessions/{id}/messages")).await.unwrap().expect(200).unwrap();
     assert!(messages["messages"].as_array().unwrap().last().unwrap().to_string().contains(word), "{messages}");
     let forward = cluster.port_forward("agentapi-demo", "deploy/fake-model", 8000).unwrap();
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    let seen: Vec<Recorded> =
-        http.get(format!("{}/requests", forward.url())).send().await.unwrap().json().await.unwrap();
+    let seen = fakemodel::recorded(&forward.url()).await.unwrap();
     (id, seen.into_iter().filter(|it| it.user.contains(word) || it.reply.contains(word)).collect())
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use agentapi_tests::api::Api;
 use agentapi_tests::cluster::{Cluster, eventually, repo};
-use agentapi_tests::fakemodel::Recorded;
+use agentapi_tests::fakemodel;
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -47,8 +47,7 @@ impl Drop for Example {
 
 /// How often the demo's model was told to answer slowly.
 async fn asked_to_be_slow(model: &str) -> anyhow::Result<usize> {
-    let http = reqwest::Client::builder().no_proxy().build()?;
-    let seen: Vec<Recorded> = http.get(format!("{model}/requests")).send().await?.json().await?;
+    let seen = fakemodel::recorded(model).await?;
     Ok(seen.iter().filter(|it| it.user == "slow 600").count())
 }
 

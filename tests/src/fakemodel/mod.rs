@@ -25,8 +25,8 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::json;
 
-pub use record::Recorded;
 use record::Recorder;
+pub use record::{Recorded, recorded};
 use script::{Conversation, Reply};
 
 /// Agents send their whole history with every request.

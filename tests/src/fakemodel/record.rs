@@ -37,6 +37,14 @@ pub struct Recorded {
     pub reply: String,
 }
 
+/// What the endpoint at this base URL has been asked, oldest first.
+///
+/// # Errors
+/// When it does not answer.
+pub async fn recorded(base: &str) -> anyhow::Result<Vec<Recorded>> {
+    Ok(reqwest::Client::builder().no_proxy().build()?.get(format!("{base}/requests")).send().await?.json().await?)
+}
+
 impl Recorded {
     pub(super) fn new(path: &str, auth: &str, conversation: &Conversation, reply: &Reply) -> Self {
         Self {
