@@ -12,5 +12,6 @@ pub mod mcp;
 pub mod models;
 pub mod oauth;
 pub mod pg;
+pub mod ports;
 pub mod serve;
 pub mod tenant;

@@ -14,7 +14,6 @@ use anyhow::{Context, Result, bail};
 use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -80,7 +79,7 @@ impl Server {
     }
 
     fn spawn(options: ServerOptions) -> Result<Server> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = crate::ports::reserve()?;
         let password = Uuid::new_v4().simple().to_string();
         let bin = bin_dir()?;
         let mut command = Command::new("sh");

@@ -2,7 +2,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     fs::File,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -51,7 +51,7 @@ impl Fastmcp {
     pub async fn start(transport: &'static str, token: Option<&str>) -> Result<Self> {
         let python = tokio::task::spawn_blocking(python).await??;
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/mcp/server.py");
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = crate::ports::reserve()?;
         let mut command = Command::new(python);
         command.arg(script).arg(transport).arg(port.to_string()).args(token);
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;

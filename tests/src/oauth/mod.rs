@@ -6,7 +6,6 @@ pub mod clock;
 pub mod gate;
 pub mod oidc;
 
-use std::net::TcpListener;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use agentapi_runtime::config::ServeConfig;
@@ -27,11 +26,6 @@ use crate::serve::{Platform, Replica, Tenant};
 use agent::{Agent, Decision};
 use clock::Clock;
 use oidc::Oidc;
-
-/// A port that nothing listens on.
-pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
 
 /// The platform with a provider, and one organization.
 pub struct World {
@@ -56,7 +50,7 @@ impl World {
     /// One replica, whose address is the public one.
     pub async fn start(session_pod: &str) -> Result<Self> {
         let platform = Platform::start(session_pod).await?;
-        let port = free_port()?;
+        let port = crate::ports::reserve()?;
         let public: Url = format!("http://127.0.0.1:{port}").parse()?;
         let ids: Vec<Uuid> = std::iter::repeat_with(Uuid::new_v4).take(CONNECTIONS).collect();
         let callback = format!("{public}v1/oauth/callback");

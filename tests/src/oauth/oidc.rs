@@ -50,7 +50,7 @@ impl Oidc {
         let clients = ["client_secret_basic", "client_secret_post", "none"].map(client);
         std::fs::write(folder.path().join("more.json"), serde_json::to_string(&clients)?)?;
 
-        let port = super::free_port()?;
+        let port = crate::ports::reserve()?;
         let gate = Gate::start(([127, 0, 0, 1], port).into()).await?;
         let issuer = format!("http://{}", gate.address);
         let mut process = Command::new(agents::node())
