@@ -1,10 +1,13 @@
-//! Prometheus metrics, served on their own port. Labels are route templates, fixed words and, in one metric, names of
-//! organizations that exist: their number is bounded. May touch: memory.
+//! Prometheus metrics, served on their own port. Labels are route templates, fixed words, names of organizations that
+//! exist, and so many names of each one's connections: their number is bounded. May touch: memory.
+
+mod connections;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::resilience::breaker::State;
+use connections::Connections;
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -38,9 +41,8 @@ struct Inner {
     oauth_exchanges: IntCounterVec,
     reconciler_leader: IntGauge,
     sessions: IntGaugeVec,
-    mcp_calls: IntCounterVec,
     mcp_seconds: HistogramVec,
-    mcp_breakers: IntGaugeVec,
+    connections: Connections,
 }
 
 impl Metrics {
@@ -67,11 +69,6 @@ impl Metrics {
             &["phase"],
         )?;
         registry.register(Box::new(sessions.clone()))?;
-        let mcp_breakers = IntGaugeVec::new(
-            Opts::new("agentapi_mcp_breaker_state", "Circuit breakers: 0 closed, 1 half-open, 2 open."),
-            &["organization", "connection"],
-        )?;
-        registry.register(Box::new(mcp_breakers.clone()))?;
         let inner = Inner {
             registry: registry.clone(),
             requests: counter(
@@ -130,18 +127,13 @@ impl Metrics {
             )?,
             reconciler_leader: gauge("agentapi_session_reconciler_leader", "1 on the replica that runs the loop.")?,
             sessions,
-            mcp_calls: counter(
-                "agentapi_mcp_calls_total",
-                "Requests to MCP servers by organization, connection and outcome: ok, or why not.",
-                &["organization", "connection", "outcome"],
-            )?,
             mcp_seconds: histogram(
                 "agentapi_mcp_call_duration_seconds",
                 "Time to the end of an MCP server's answer, by method.",
                 &["method"],
                 REQUEST_BUCKETS,
             )?,
-            mcp_breakers,
+            connections: Connections::new(&registry)?,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -216,32 +208,22 @@ impl Metrics {
 
     /// An MCP server was asked, or was not because of `outcome`.
     pub fn mcp_call(&self, organization: &str, connection: &str, method: &str, outcome: &str, took: Duration) {
-        self.inner.mcp_calls.with_label_values(&[organization, connection, outcome]).inc();
+        self.inner.connections.call(organization, connection, outcome);
         self.inner.mcp_seconds.with_label_values(&[method]).observe(took.as_secs_f64());
     }
 
     /// What the breaker of a connection does.
     pub fn mcp_breaker(&self, organization: &str, connection: &str, state: State) {
-        let state = match state {
-            State::Closed => 0,
-            State::HalfOpen => 1,
-            State::Open => 2,
-        };
-        self.inner.mcp_breakers.with_label_values(&[organization, connection]).set(state);
+        self.inner.connections.breaker(organization, connection, state);
     }
 
     /// Forgets what was told of organizations that are gone.
     pub fn keep_organizations(&self, lives: impl Fn(&str) -> bool) {
-        let Inner { throttled, mcp_calls, mcp_breakers, .. } = &*self.inner;
-        // Somebody else may have been faster: hence no look at what comes back.
+        self.inner.connections.keep_organizations(&lives);
+        let throttled = &self.inner.throttled;
         for values in gone(throttled, &["organization", "kind"], &lives) {
+            // Somebody else may have been faster.
             let _ = throttled.remove_label_values(&values);
-        }
-        for values in gone(mcp_calls, &["organization", "connection", "outcome"], &lives) {
-            let _ = mcp_calls.remove_label_values(&values);
-        }
-        for values in gone(mcp_breakers, &["organization", "connection"], &lives) {
-            let _ = mcp_breakers.remove_label_values(&values);
         }
     }
 

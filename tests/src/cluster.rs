@@ -142,6 +142,46 @@ impl Cluster {
         }))
     }
 
+    /// Waits until the object is Ready.
+    ///
+    /// # Errors
+    /// When it is not within the limit.
+    pub async fn ready(&self, kind: &str, namespace: Option<&str>, name: &str, limit: Duration) -> Result<()> {
+        eventually(&format!("{kind}/{name} Ready"), limit, async || {
+            let seen = self.condition(kind, namespace, name, "Ready")?;
+            let ready = seen.as_ref().is_some_and(|(status, _)| status == "True");
+            Ok(if ready { Ok(()) } else { Err(format!("{seen:?}")) })
+        })
+        .await
+    }
+
+    /// Namespace and name of a session's pod, or `None` when it has none.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn session_pod(&self, session: &str) -> Result<Option<(String, String)>> {
+        let pods = self.list("pods", "", &format!("agentapi.dev/session={session}"))?;
+        let field = |pod: &Value, name: &str| pod["metadata"][name].as_str().unwrap_or_default().to_owned();
+        Ok(pods.first().map(|pod| (field(pod, "namespace"), field(pod, "name"))))
+    }
+
+    /// Ends the first container of a pod, and waits until it runs again.
+    ///
+    /// # Errors
+    /// When it does not within the limit.
+    pub async fn restart(&self, (namespace, pod): (&str, &str), limit: Duration) -> Result<()> {
+        let restarts = || {
+            let pod = self.get("pod", Some(namespace), pod)?.context("the pod is gone")?;
+            anyhow::Ok(pod["status"]["containerStatuses"][0]["restartCount"].as_i64().unwrap_or_default())
+        };
+        let before = restarts()?;
+        self.kubectl(&["-n", namespace, "exec", pod, "--", "kill", "-TERM", "1"])?;
+        eventually("the container restarts", limit, async || {
+            Ok(if restarts()? > before { Ok(()) } else { Err("not yet".to_owned()) })
+        })
+        .await
+    }
+
     /// An access token from the demo's OIDC provider for one of its clients, such as `acme-alice`.
     ///
     /// # Errors

@@ -14,4 +14,5 @@ pub mod oauth;
 pub mod pg;
 pub mod ports;
 pub mod serve;
+pub mod talk;
 pub mod tenant;

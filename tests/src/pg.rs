@@ -289,6 +289,21 @@ impl Database {
         Ok(PgConnection::connect(url).await?)
     }
 
+    /// Runs statements with all rights; gives back how many rows they changed.
+    pub async fn admin(&self, statements: &str) -> Result<u64> {
+        let mut admin = PgConnection::connect(&self.admin_url()).await?;
+        Ok(admin.execute(AssertSqlSafe(statements.to_owned())).await?.rows_affected())
+    }
+
+    /// The one value that a query gives to somebody with all rights.
+    pub async fn scalar<T>(&self, query: &str) -> Result<T>
+    where
+        T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
+    {
+        let mut admin = PgConnection::connect(&self.admin_url()).await?;
+        Ok(sqlx::query_scalar(AssertSqlSafe(query.to_owned())).fetch_one(&mut admin).await?)
+    }
+
     /// An organization's read-only login as an attacker uses it: the setting that makes its transactions read-only is
     /// a courtesy which it may switch off.
     pub async fn connect_read_only(&self, organization: &Organization) -> Result<PgConnection> {

@@ -5,15 +5,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use agentapi_tests::api::Api;
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::fakemodel::{self, Recorded};
 use agentapi_tests::mcp::raw::Raw;
 use agentapi_tests::mcp::setup::{configuration, connection, platform};
 use agentapi_tests::serve::agent::PodAgent;
 use agentapi_tests::serve::policies::Operator;
-use agentapi_tests::serve::steps::running;
 use agentapi_tests::serve::{Platform, Replica, Tenant};
+use agentapi_tests::talk::{Talk, choice};
 use anyhow::{Context, Result};
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -23,57 +22,13 @@ const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
 const TURN: Duration = Duration::from_secs(90);
 
 /// A session of the tenant's user with a real agent.
-struct Talk {
-    api: Api,
-    id: String,
-    workspace: PathBuf,
+async fn begin(replica: &Replica, acme: &Tenant) -> Result<Talk> {
+    Talk::begin(&replica.api(Some(&acme.alice))?, &json!({"workspace": "main"}), TURN).await
 }
 
-impl Talk {
-    async fn begin(platform: &Platform, replica: &Replica, acme: &Tenant) -> Result<Self> {
-        let api = replica.api(Some(&acme.alice))?;
-        let id = running(&api, json!({"workspace": "main"})).await?;
-        api.stable(&id, TURN).await?;
-        let workspace = platform.pods.folder(id.parse()?)?.join("workspace");
-        Ok(Self { api, id, workspace })
-    }
-
-    fn path(&self, route: &str) -> String {
-        format!("/v1/sessions/{}/{route}", self.id)
-    }
-
-    async fn send(&self, text: &str) -> Result<()> {
-        self.api.post(&self.path("message"), &json!({"content": text, "type": "user"})).await?.expect(200).map(drop)
-    }
-
-    /// What the agent has said last, once it is done.
-    async fn said(&self) -> Result<String> {
-        let messages = self.api.stable(&self.id, TURN).await?;
-        let last =
-            messages.last().filter(|message| message["role"] == "agent").context("the agent has not answered")?;
-        Ok(last["content"].as_str().unwrap_or_default().to_owned())
-    }
-
-    async fn turn(&self, text: &str) -> Result<String> {
-        self.send(text).await?;
-        self.said().await
-    }
-
-    /// The request for permission that the agent waits with.
-    async fn asked(&self) -> Result<Value> {
-        eventually("a request for permission", TURN, async || {
-            let body = self.api.get(&self.path("permissions")).await?.expect(200)?;
-            Ok(body["permissions"].get(0).cloned().ok_or_else(|| body.to_string()))
-        })
-        .await
-    }
-}
-
-/// The option of this kind.
-fn option<'a>(permission: &'a Value, kind: &str) -> &'a str {
-    let options = permission["options"].as_array().unwrap();
-    let found = options.iter().find(|option| option["kind"] == kind);
-    found.unwrap_or_else(|| panic!("no {kind}: {permission}"))["option_id"].as_str().unwrap()
+/// The agent's folder.
+fn workspace(platform: &Platform, talk: &Talk) -> Result<PathBuf> {
+    Ok(platform.pods.folder(talk.id.parse()?)?.join("workspace"))
 }
 
 #[rstest]
@@ -85,8 +40,8 @@ async fn an_agent_talks_asks_before_it_acts_and_stops_when_told(#[case] agent: &
     let (platform, replica, acme) = platform(SESSION_POD).await?;
     let model = fakemodel::serve(fakemodel::Config::default()).await?;
     platform.pods.set_agent(PodAgent::real(agent, "acp", &model)?);
-    let talk = Talk::begin(&platform, &replica, &acme).await?;
-    let status = talk.api.get(&talk.path("status")).await?.expect(200)?;
+    let talk = begin(&replica, &acme).await?;
+    let status = talk.get("status").await?;
     assert_eq!((&status["transport"], &status["agent_type"]), (&json!("acp"), &json!(agent)));
 
     // Two turns; the second needs the first.
@@ -100,13 +55,13 @@ async fn an_agent_talks_asks_before_it_acts_and_stops_when_told(#[case] agent: &
     let mut events = talk.api.events(&talk.path("events"), None).await?;
     let mut decided = Vec::new();
     for (name, kind) in [("allowed", "allow_once"), ("rejected", "reject_once")] {
-        let file = talk.workspace.join(name);
+        let file = workspace(&platform, &talk)?.join(name);
         talk.send(&format!("run: touch {name} && echo done-{name}")).await?;
         let permission = talk.asked().await?;
         assert_eq!(permission["tool_call"]["kind"], "execute", "{permission}");
         assert!(permission["tool_call"]["title"].as_str().unwrap().contains(name), "{permission}");
         assert!(!file.exists(), "it did not wait for the answer");
-        let answer = json!({"id": permission["id"], "option_id": option(&permission, kind)});
+        let answer = choice(&permission, kind)?;
         talk.api.post(&talk.path("permission"), &answer).await?.expect(200)?;
         let said = talk.said().await?;
         assert!(said.contains("[tool] ") && said.contains(name), "{said}");
@@ -131,7 +86,7 @@ async fn an_agent_talks_asks_before_it_acts_and_stops_when_told(#[case] agent: &
         Ok(if asked.iter().any(|it| it.user == "slow 600") { Ok(()) } else { Err(format!("{asked:?}")) })
     })
     .await?;
-    assert_eq!(talk.api.post(&talk.path("cancel"), &json!({})).await?.expect(200)?, json!({"ok": true}));
+    assert_eq!(talk.cancel().await?.expect(200)?, json!({"ok": true}));
     let said = talk.said().await?;
     assert!(said.ends_with("[stopped: cancelled]") && !said.contains("word 600"), "{said}");
     let said = talk.turn("echo: still here").await?;
@@ -165,7 +120,7 @@ async fn an_agent_knows_its_rules_and_finds_its_servers(#[case] agent: &str) -> 
     Operator::of(&platform).await?.of_organization(&acme.organization, "rules", &rules).await?;
     let server = Raw::start().await?;
     connection(&replica.api(Some(&acme.admin))?, &configuration("tracker", &server.url())).await?;
-    let talk = Talk::begin(&platform, &replica, &acme).await?;
+    let talk = begin(&replica, &acme).await?;
     let said = talk.turn("echo: hello").await?;
     assert!(said.ends_with("hello"), "{said}");
     let asked = fakemodel::recorded(&model).await?;
@@ -183,10 +138,10 @@ async fn permissions_belong_to_their_session_and_its_user() -> Result<()> {
     let (platform, replica, acme) = platform(SESSION_POD).await?;
     let model = fakemodel::serve(fakemodel::Config::default()).await?;
     platform.pods.set_agent(PodAgent::real("claude", "acp", &model)?);
-    let talk = Talk::begin(&platform, &replica, &acme).await?;
+    let talk = begin(&replica, &acme).await?;
     talk.send("write file note.txt: hello").await?;
     let permission = talk.asked().await?;
-    let answer = json!({"id": permission["id"], "option_id": option(&permission, "allow_once")});
+    let answer = choice(&permission, "allow_once")?;
 
     // Neither another user nor another organization, and not through another session.
     let globex = platform.tenant("globex").await?;
@@ -198,7 +153,7 @@ async fn permissions_belong_to_their_session_and_its_user() -> Result<()> {
         }
         assert_eq!(api.get(&talk.path("permissions")).await?.status, 404);
     }
-    let other = Talk::begin(&platform, &replica, &acme).await?;
+    let other = begin(&replica, &acme).await?;
     let elsewhere = other.api.post(&other.path("permission"), &answer).await?;
     assert_eq!((elsewhere.status.as_u16(), elsewhere.problem()), (404, "permission-not-found"));
 
@@ -226,8 +181,8 @@ async fn permissions_belong_to_their_session_and_its_user() -> Result<()> {
 
     // It still waits, and a terminal it has none.
     assert_eq!(talk.asked().await?, permission);
-    assert!(!talk.workspace.join("note.txt").exists());
-    let busy = talk.api.post(&talk.path("message"), &json!({"content": "x", "type": "user"})).await?;
+    assert!(!workspace(&platform, &talk)?.join("note.txt").exists());
+    let busy = talk.say("x").await?;
     assert_eq!((busy.status.as_u16(), busy.problem()), (409, "agent-busy"));
     let raw = talk.api.post(&talk.path("message"), &json!({"content": "1", "type": "raw"})).await?;
     assert_eq!((raw.status.as_u16(), raw.problem()), (409, "no-terminal"));
@@ -235,8 +190,8 @@ async fn permissions_belong_to_their_session_and_its_user() -> Result<()> {
     assert_eq!((screen.status.as_u16(), screen.problem()), (409, "no-terminal"));
     talk.api.post(&talk.path("permission"), &answer).await?.expect(200)?;
     talk.said().await?;
-    assert_eq!(std::fs::read_to_string(talk.workspace.join("note.txt"))?, "hello");
-    let idle = talk.api.post(&talk.path("cancel"), &json!({})).await?;
+    assert_eq!(std::fs::read_to_string(workspace(&platform, &talk)?.join("note.txt"))?, "hello");
+    let idle = talk.cancel().await?;
     assert_eq!((idle.status.as_u16(), idle.problem()), (409, "agent-idle"));
     Ok(())
 }
@@ -251,9 +206,9 @@ async fn the_workspaces_policy_decides(#[case] policy: &[(&str, &str)], #[case] 
     let model = fakemodel::serve(fakemodel::Config::default()).await?;
     let agent = PodAgent::real("claude", "acp", &model)?;
     platform.pods.set_agent(policy.iter().fold(agent, |agent, (name, value)| agent.with(name, value)));
-    let talk = Talk::begin(&platform, &replica, &acme).await?;
+    let talk = begin(&replica, &acme).await?;
     let said = talk.turn("write file note.txt: hello").await?;
-    assert_eq!(talk.workspace.join("note.txt").exists(), allowed, "{said}");
-    assert_eq!(talk.api.get(&talk.path("permissions")).await?.expect(200)?, json!({"permissions": []}));
+    assert_eq!(workspace(&platform, &talk)?.join("note.txt").exists(), allowed, "{said}");
+    assert_eq!(talk.get("permissions").await?, json!({"permissions": []}));
     Ok(())
 }

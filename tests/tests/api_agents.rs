@@ -5,37 +5,25 @@
 use std::time::Duration;
 
 use agentapi_crds::names::env;
-use agentapi_tests::api::{Answer, Api};
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::fakemodel::{self, Recorded};
 use agentapi_tests::mcp::raw::Raw;
 use agentapi_tests::mcp::setup::{configuration, connection, platform};
 use agentapi_tests::serve::agent::PodAgent;
 use agentapi_tests::serve::policies::Operator;
-use agentapi_tests::serve::steps::running;
+use agentapi_tests::serve::{Replica, Tenant};
+use agentapi_tests::talk::{Talk, last};
 use anyhow::Result;
 use rstest::rstest;
-use serde_json::{Value, json};
+use serde_json::json;
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
 /// A turn with its tools, on a machine that has other things to do.
 const TURN: Duration = Duration::from_secs(90);
 
-/// Sends a message and gives back what the agent said to it.
-async fn turn(api: &Api, session: &str, text: &str) -> Result<String> {
-    send(api, session, text).await?;
-    Ok(said(&api.stable(session, TURN).await?))
-}
-
-async fn send(api: &Api, session: &str, text: &str) -> Result<()> {
-    let path = format!("/v1/sessions/{session}/message");
-    api.post(&path, &json!({"content": text, "type": "user"})).await?.expect(200).map(drop)
-}
-
-/// The agent's last words.
-fn said(messages: &[Value]) -> String {
-    let last = messages.last().filter(|message| message["role"] == "agent");
-    last.and_then(|message| message["content"].as_str()).unwrap_or_default().to_owned()
+/// A session of the tenant's user with a real agent.
+async fn begin(replica: &Replica, acme: &Tenant) -> Result<Talk> {
+    Talk::begin(&replica.api(Some(&acme.alice))?, &json!({"workspace": "main"}), TURN).await
 }
 
 #[rstest]
@@ -52,17 +40,15 @@ async fn an_agent_talks_knows_its_rules_and_finds_its_servers(#[case] agent: &st
     let server = Raw::start().await?;
     connection(&replica.api(Some(&acme.admin))?, &configuration("tracker", &server.url())).await?;
 
-    let alice = replica.api(Some(&acme.alice))?;
-    let session = running(&alice, json!({"workspace": "main"})).await?;
-    alice.stable(&session, TURN).await?;
-    let first = turn(&alice, &session, "remember the blue door").await?;
+    let talk = begin(&replica, &acme).await?;
+    let first = talk.turn("remember the blue door").await?;
     assert!(first.contains("I will remember the blue door."), "{first}");
-    let second = turn(&alice, &session, "recall").await?;
+    let second = talk.turn("recall").await?;
     assert!(second.contains("You asked me to remember the blue door."), "{second}");
     // The same answer again is an answer of its own.
-    let third = turn(&alice, &session, "recall").await?;
+    let third = talk.turn("recall").await?;
     assert_eq!(third, second);
-    let messages = alice.stable(&session, TURN).await?;
+    let messages = talk.stable().await?;
     let roles: Vec<&str> = messages.iter().map(|message| message["role"].as_str().unwrap()).collect();
     assert_eq!(roles, ["agent", "user", "agent", "user", "agent", "user", "agent"]);
 
@@ -77,24 +63,6 @@ async fn an_agent_talks_knows_its_rules_and_finds_its_servers(#[case] agent: &st
     Ok(())
 }
 
-/// The permission that the agent asks for.
-async fn asked(api: &Api, session: &str) -> Result<Value> {
-    let path = format!("/v1/sessions/{session}/permissions");
-    eventually("a question of the agent", TURN, async || {
-        let body = api.get(&path).await?.expect(200)?;
-        Ok(body["permissions"].get(0).cloned().ok_or_else(|| body.to_string()))
-    })
-    .await
-}
-
-/// Answers it with the first option of this kind.
-async fn answer(api: &Api, session: &str, question: &Value, kind: &str) -> Result<Answer> {
-    let options = question["options"].as_array().unwrap();
-    let option = options.iter().find(|option| option["kind"] == kind).unwrap_or_else(|| panic!("{kind}: {question}"));
-    let body = json!({"id": question["id"], "option_id": option["option_id"]});
-    api.post(&format!("/v1/sessions/{session}/permission"), &body).await
-}
-
 #[rstest]
 #[case::claude("claude")]
 #[case::codex("codex")]
@@ -104,42 +72,38 @@ async fn an_agent_in_a_terminal_asks_is_answered_and_stops(#[case] agent: &str) 
     let (platform, replica, acme) = platform(SESSION_POD).await?;
     let model = fakemodel::serve(fakemodel::Config::default()).await?;
     platform.pods.set_agent(PodAgent::real(agent, "pty", &model)?);
-    let alice = replica.api(Some(&acme.alice))?;
-    let session = running(&alice, json!({"workspace": "main"})).await?;
-    alice.stable(&session, TURN).await?;
+    let talk = begin(&replica, &acme).await?;
     let made =
-        |name: &str| platform.pods.folder(session.parse().unwrap()).unwrap().join("workspace").join(name).exists();
+        |name: &str| platform.pods.folder(talk.id.parse().unwrap()).unwrap().join("workspace").join(name).exists();
 
-    send(&alice, &session, "run: touch allowed").await?;
-    let question = asked(&alice, &session).await?;
+    talk.send("run: touch allowed").await?;
+    let question = talk.asked().await?;
     assert!(question["tool_call"]["raw_input"]["text"].as_str().unwrap().contains("touch allowed"), "{question}");
     assert!(!made("allowed"));
-    answer(&alice, &session, &question, "allow_once").await?.expect(200)?;
-    let printed = said(&alice.stable(&session, TURN).await?);
+    talk.answer(&question, "allow_once").await?.expect(200)?;
+    let printed = talk.said().await?;
     assert!(made("allowed"), "{printed}");
     assert!(printed.contains("The command printed:"), "{printed}");
-    let again = answer(&alice, &session, &question, "allow_once").await?;
+    let again = talk.answer(&question, "allow_once").await?;
     assert_eq!((again.status.as_u16(), again.problem()), (409, "permission-answered"), "{again:?}");
 
-    send(&alice, &session, "run: touch rejected").await?;
-    let question = asked(&alice, &session).await?;
-    answer(&alice, &session, &question, "reject_once").await?.expect(200)?;
-    alice.stable(&session, TURN).await?;
+    talk.send("run: touch rejected").await?;
+    let question = talk.asked().await?;
+    talk.answer(&question, "reject_once").await?.expect(200)?;
+    talk.stable().await?;
     assert!(!made("rejected"));
 
     // Somebody answers at the screen: the request is withdrawn.
-    send(&alice, &session, "run: touch by-hand").await?;
-    asked(&alice, &session).await?;
-    let path = format!("/v1/sessions/{session}");
-    alice.post(&format!("{path}/message"), &json!({"content": "\r", "type": "raw"})).await?.expect(200)?;
-    alice.stable(&session, TURN).await?;
-    let open = alice.get(&format!("{path}/permissions")).await?.expect(200)?;
-    assert_eq!(open, json!({"permissions": []}));
+    talk.send("run: touch by-hand").await?;
+    talk.asked().await?;
+    talk.api.post(&talk.path("message"), &json!({"content": "\r", "type": "raw"})).await?.expect(200)?;
+    talk.stable().await?;
+    assert_eq!(talk.get("permissions").await?, json!({"permissions": []}));
     assert!(made("by-hand"));
 
-    let idle = alice.post(&format!("{path}/cancel"), &json!({})).await?;
+    let idle = talk.cancel().await?;
     assert_eq!((idle.status.as_u16(), idle.problem()), (409, "agent-idle"), "{idle:?}");
-    send(&alice, &session, "slow 600").await?;
+    talk.send("slow 600").await?;
     // Not every agent shows what it has got so far.
     eventually("the model is asked", TURN, async || {
         let asked = fakemodel::recorded(&model).await?;
@@ -148,13 +112,13 @@ async fn an_agent_in_a_terminal_asks_is_answered_and_stops(#[case] agent: &str) 
     })
     .await?;
     eventually("it can be stopped", TURN, async || {
-        let answer = alice.post(&format!("{path}/cancel"), &json!({})).await?;
+        let answer = talk.cancel().await?;
         Ok(if answer.status.is_success() { Ok(()) } else { Err(answer.body.to_string()) })
     })
     .await?;
-    let stopped = said(&alice.stable(&session, TURN).await?);
+    let stopped = talk.said().await?;
     assert!(!stopped.contains("word 600"), "{stopped}");
-    assert!(turn(&alice, &session, "echo: and on").await?.contains("and on"));
+    assert!(talk.turn("echo: and on").await?.contains("and on"));
     Ok(())
 }
 
@@ -168,18 +132,16 @@ async fn a_long_answer_comes_whole_and_leaves_the_others_alone(#[case] agent: &s
     let (platform, replica, acme) = platform(SESSION_POD).await?;
     let model = fakemodel::serve(fakemodel::Config::default()).await?;
     platform.pods.set_agent(PodAgent::real(agent, "pty", &model)?);
-    let alice = replica.api(Some(&acme.alice))?;
-    let session = running(&alice, json!({"workspace": "main"})).await?;
-    alice.stable(&session, TURN).await?;
-    turn(&alice, &session, "echo: before it").await?;
-    let before = alice.stable(&session, TURN).await?;
-    let long = turn(&alice, &session, "long 1500").await?;
+    let talk = begin(&replica, &acme).await?;
+    talk.turn("echo: before it").await?;
+    let before = talk.stable().await?;
+    let long = talk.turn("long 1500").await?;
     let lines: Vec<&str> = long.lines().map(|line| line.trim_matches(['●', '•', '⛬', ' '])).collect();
     let expected: Vec<String> = (1..=1500).map(|number| format!("line {number}")).collect();
     assert_eq!(lines, expected, "{} lines", lines.len());
-    let after = turn(&alice, &session, "echo: after it").await?;
+    let after = talk.turn("echo: after it").await?;
     assert!(after.contains("after it") && after.lines().count() < 4, "{after}");
-    let messages = alice.stable(&session, TURN).await?;
+    let messages = talk.stable().await?;
     assert_eq!(messages[..before.len()], before);
     assert_eq!(messages.len(), before.len() + 4);
     Ok(())
@@ -195,10 +157,8 @@ async fn a_pause_in_an_answer_is_not_its_end(#[case] agent: &str) -> Result<()> 
     // Longer than an agent has to be quiet to be taken for done.
     let config = fakemodel::Config { word_delay: Duration::from_secs(4), ..fakemodel::Config::default() };
     platform.pods.set_agent(PodAgent::real(agent, "pty", &fakemodel::serve(config).await?)?);
-    let alice = replica.api(Some(&acme.alice))?;
-    let session = running(&alice, json!({"workspace": "main"})).await?;
-    alice.stable(&session, TURN).await?;
-    let answer = turn(&alice, &session, "slow 3").await?;
+    let talk = begin(&replica, &acme).await?;
+    let answer = talk.turn("slow 3").await?;
     assert!(answer.contains("word 1 word 2 word 3"), "{answer}");
     Ok(())
 }
@@ -207,25 +167,22 @@ async fn a_pause_in_an_answer_is_not_its_end(#[case] agent: &str) -> Result<()> 
 async fn the_policy_of_a_workspace_answers_at_the_screen() -> Result<()> {
     let (platform, replica, acme) = platform(SESSION_POD).await?;
     let model = fakemodel::serve(fakemodel::Config::default()).await?;
-    let alice = replica.api(Some(&acme.alice))?;
     for (policy, happens) in [("allow", true), ("reject", false)] {
         platform.pods.set_agent(PodAgent::real("claude", "pty", &model)?.with(env::PERMISSIONS, policy));
-        let session = running(&alice, json!({"workspace": "main"})).await?;
-        alice.stable(&session, TURN).await?;
-        send(&alice, &session, "run: touch decided").await?;
+        let talk = begin(&replica, &acme).await?;
+        talk.send("run: touch decided").await?;
         // Nobody answers, and the question is gone.
         eventually("an answer", TURN, async || {
-            let body = alice.get(&format!("/v1/sessions/{session}/messages")).await?.expect(200)?;
-            let words = said(body["messages"].as_array().unwrap());
+            let body = talk.get("messages").await?;
+            let words = last(body["messages"].as_array().unwrap()).unwrap_or_default();
             let over = words.contains("touch decided") && !words.contains("Do you want to proceed?");
             Ok(if over { Ok(()) } else { Err(words) })
         })
         .await?;
-        alice.stable(&session, TURN).await?;
-        let file = platform.pods.folder(session.parse()?)?.join("workspace/decided");
+        talk.stable().await?;
+        let file = platform.pods.folder(talk.id.parse()?)?.join("workspace/decided");
         assert_eq!(file.exists(), happens, "{policy}");
-        let open = alice.get(&format!("/v1/sessions/{session}/permissions")).await?.expect(200)?;
-        assert_eq!(open, json!({"permissions": []}));
+        assert_eq!(talk.get("permissions").await?, json!({"permissions": []}));
     }
     Ok(())
 }
@@ -242,18 +199,17 @@ async fn an_agent_calls_a_tool_of_its_server_when_it_may(#[case] agent: &str) ->
     platform.pods.set_agent(PodAgent::real(agent, "pty", &model)?.with("ENABLE_TOOL_SEARCH", "false"));
     let server = Raw::start().await?;
     connection(&replica.api(Some(&acme.admin))?, &configuration("tracker", &server.url())).await?;
-    let alice = replica.api(Some(&acme.alice))?;
-    let session = running(&alice, json!({"workspace": "main"})).await?;
+    let talk = begin(&replica, &acme).await?;
     eventually("the agent knows the tools", TURN, async || {
         Ok(if server.count("tools/list") > 0 { Ok(()) } else { Err("not yet".to_owned()) })
     })
     .await?;
-    alice.stable(&session, TURN).await?;
-    send(&alice, &session, "call mcp__tracker__echo {\"text\": \"seventeen\"}").await?;
-    let question = asked(&alice, &session).await?;
+    talk.stable().await?;
+    talk.send("call mcp__tracker__echo {\"text\": \"seventeen\"}").await?;
+    let question = talk.asked().await?;
     assert_eq!(server.count("tools/call"), 0, "it did not wait for the answer");
-    answer(&alice, &session, &question, "allow_once").await?.expect(200)?;
-    let answered = said(&alice.stable(&session, TURN).await?);
+    talk.answer(&question, "allow_once").await?.expect(200)?;
+    let answered = talk.said().await?;
     assert_eq!(server.count("tools/call"), 1, "{answered}");
     assert!(answered.contains("The tool answered:") && answered.contains("seventeen"), "{answered}");
     Ok(())

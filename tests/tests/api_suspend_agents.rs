@@ -3,12 +3,11 @@
 
 use std::time::Duration;
 
-use agentapi_tests::api::Api;
-use agentapi_tests::cluster::eventually;
 use agentapi_tests::fakemodel;
 use agentapi_tests::serve::Platform;
 use agentapi_tests::serve::agent::PodAgent;
-use agentapi_tests::serve::steps::{phase, running};
+use agentapi_tests::serve::steps::phase;
+use agentapi_tests::talk::Talk;
 use anyhow::Result;
 use rstest::rstest;
 use serde_json::json;
@@ -16,17 +15,6 @@ use serde_json::json;
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
 /// A turn, on a machine that has other things to do.
 const TURN: Duration = Duration::from_secs(90);
-
-/// Waits for the agent's words: on a busy machine a terminal can be quiet for a while before they come.
-async fn says(api: &Api, session: &str, words: &str) -> Result<()> {
-    eventually("the agent's words", TURN, async || {
-        let body = api.get(&format!("/v1/sessions/{session}/messages")).await?.expect(200)?;
-        let last = body["messages"].as_array().and_then(|messages| messages.last()).cloned().unwrap_or_default();
-        let said = last["role"] == "agent" && last["content"].as_str().is_some_and(|text| text.contains(words));
-        Ok(if said { Ok(()) } else { Err(body.to_string()) })
-    })
-    .await
-}
 
 #[rstest]
 #[case::claude("claude", "pty")]
@@ -45,22 +33,18 @@ async fn an_agent_goes_on_with_its_conversation(#[case] agent: &str, #[case] tra
         let set = "update workspaces set spec = $2::jsonb where org_id = $1::uuid";
         platform.operator(set, &[&organization, spec]).await
     };
-    let alice = replica.api(Some(&acme.alice))?;
-    let id = running(&alice, json!({"workspace": "main"})).await?;
-    alice.stable(&id, TURN).await?;
-    let path = format!("/v1/sessions/{id}/message");
-    let first = json!({"content": "remember the blue door", "type": "user"});
-    alice.post(&path, &first).await?.expect(200)?;
-    says(&alice, &id, "I will remember the blue door.").await?;
-    let before = alice.stable(&id, TURN).await?;
+    let talk = Talk::begin(&replica.api(Some(&acme.alice))?, &json!({"workspace": "main"}), TURN).await?;
+    talk.send("remember the blue door").await?;
+    talk.says("I will remember the blue door.").await?;
+    let before = talk.stable().await?;
     workspace(r#"{"suspend": {"idleAfter": "2s"}}"#).await?;
-    phase(&alice, &id, "Suspended").await?;
+    phase(&talk.api, &talk.id, "Suspended").await?;
     assert_eq!(platform.pods.count(), 0);
     workspace("{}").await?;
 
-    alice.post(&path, &json!({"content": "recall", "type": "user"})).await?.expect(200)?;
-    says(&alice, &id, "You asked me to remember the blue door.").await?;
-    let after = alice.stable(&id, TURN).await?;
+    talk.send("recall").await?;
+    talk.says("You asked me to remember the blue door.").await?;
+    let after = talk.stable().await?;
     assert_eq!(after[..before.len()], before, "what was said before is as it was");
     assert_eq!(after.len(), before.len() + 2, "{after:?}");
     Ok(())

@@ -5,13 +5,13 @@
 use agentapi_tests::{
     api::Api,
     cluster::{Cluster, eventually},
+    talk::{Talk, last},
 };
 use rstest::rstest;
 use serde_json::{Value, json};
 use std::time::Duration;
 
 const READY: Duration = Duration::from_secs(120);
-const TURN: Duration = Duration::from_secs(60);
 const TEAM: &str = "team-acme";
 const MODEL: &str = "http://fake-model.agentapi-demo.svc.cluster.local:8000";
 
@@ -39,16 +39,7 @@ impl Workspace {
             },
         });
         cluster.apply(&workspace.to_string()).unwrap();
-        eventually(&format!("{name} Ready"), READY, async || {
-            let seen = cluster.condition("workspace", Some(TEAM), &name, "Ready")?;
-            Ok(if seen.as_ref().is_some_and(|(status, _)| status == "True") {
-                Ok(())
-            } else {
-                Err(format!("{seen:?}"))
-            })
-        })
-        .await
-        .unwrap();
+        cluster.ready("workspace", Some(TEAM), &name, READY).await.unwrap();
         Self { cluster, name }
     }
 }
@@ -58,15 +49,6 @@ impl Drop for Workspace {
         let gone = ["-n", TEAM, "delete", "workspace", &self.name, "--ignore-not-found", "--timeout=60s"];
         let _ = self.cluster.try_kubectl(&gone, "");
     }
-}
-
-async fn turn(api: &Api, path: &str, id: &str, text: &str) -> String {
-    api.post(&format!("{path}/message"), &json!({"content": text, "type": "user"})).await.unwrap().expect(200).unwrap();
-    last(&api.stable(id, TURN).await.unwrap())
-}
-
-fn last(messages: &[Value]) -> String {
-    messages.last().unwrap()["content"].as_str().unwrap().to_owned()
 }
 
 #[rstest]
@@ -80,62 +62,39 @@ async fn an_agent_speaks_acp_in_a_session_pod(#[case] agent: &str, #[case] env: 
     let workspace = Workspace::new(agent, env).await;
     let cluster = &workspace.cluster;
     let api = Api::new(&cluster.api_url().unwrap(), Some(cluster.token("acme-alice").unwrap())).unwrap();
-    let body = api.post("/v1/sessions", &json!({"workspace": workspace.name})).await.unwrap().expect(201).unwrap();
-    let id = body["id"].as_str().unwrap().to_owned();
-    let path = format!("/v1/sessions/{id}");
-    api.stable(&id, READY).await.unwrap();
-    let status = api.get(&format!("{path}/status")).await.unwrap().expect(200).unwrap();
-    assert_eq!(status["transport"], "acp");
+    let talk = Talk::begin(&api, &json!({"workspace": workspace.name}), READY).await.unwrap();
+    assert_eq!(talk.get("status").await.unwrap()["transport"], "acp");
 
-    let first = turn(&api, &path, &id, "remember the blue door").await;
+    let first = talk.turn("remember the blue door").await.unwrap();
     assert!(first.ends_with("I will remember the blue door."), "{first}");
-    let said = turn(&api, &path, &id, "recall").await;
+    let said = talk.turn("recall").await.unwrap();
     assert!(said.ends_with("You asked me to remember the blue door."), "{said}");
 
-    let command = json!({"content": "run: touch made && ls", "type": "user"});
-    api.post(&format!("{path}/message"), &command).await.unwrap().expect(200).unwrap();
-    let permission = eventually("a request for permission", TURN, async || {
-        let body = api.get(&format!("{path}/permissions")).await?.expect(200)?;
-        Ok(body["permissions"].get(0).cloned().ok_or_else(|| body.to_string()))
-    })
-    .await
-    .unwrap();
-    let options = permission["options"].as_array().unwrap();
-    let option = options.iter().find(|option| option["kind"] == "allow_once").unwrap();
-    let answer = json!({"id": permission["id"], "option_id": option["option_id"]});
-    api.post(&format!("{path}/permission"), &answer).await.unwrap().expect(200).unwrap();
-    let said = last(&api.stable(&id, TURN).await.unwrap());
+    talk.send("run: touch made && ls").await.unwrap();
+    let permission = talk.asked().await.unwrap();
+    talk.answer(&permission, "allow_once").await.unwrap().expect(200).unwrap();
+    let said = talk.said().await.unwrap();
     assert!(said.contains("[tool] ") && said.contains("made"), "{said}");
 
     // An agent that has not begun yet has nothing to stop, so it is told until it does.
-    api.post(&format!("{path}/message"), &json!({"content": "slow 600", "type": "user"})).await.unwrap();
-    let stopped = eventually("the agent stops", TURN, async || {
-        api.post(&format!("{path}/cancel"), &json!({})).await?;
-        let status = api.get(&format!("{path}/status")).await?.expect(200)?;
-        let messages = api.get(&format!("{path}/messages")).await?.expect(200)?;
+    talk.send("slow 600").await.unwrap();
+    let stopped = eventually("the agent stops", READY, async || {
+        talk.cancel().await?;
+        let (status, messages) = (talk.get("status").await?, talk.get("messages").await?);
         Ok(if status["status"] == "stable" { Ok(messages["messages"].clone()) } else { Err(messages.to_string()) })
     })
     .await
     .unwrap();
-    let said = last(stopped.as_array().unwrap());
+    let said = last(stopped.as_array().unwrap()).unwrap();
     assert!(said.ends_with("[stopped: cancelled]"), "{said}");
 
     // The container dies and comes back; the agent still knows what it was told.
-    let pods = cluster.list("pods", "", &format!("agentapi.dev/session={id}")).unwrap();
-    let field = |name: &str| pods[0]["metadata"][name].as_str().unwrap().to_owned();
-    let (namespace, pod) = (field("namespace"), field("name"));
-    let before = api.stable(&id, TURN).await.unwrap();
-    cluster.kubectl(&["-n", &namespace, "exec", &pod, "--", "kill", "-TERM", "1"]).unwrap();
-    eventually("the container restarts", READY, async || {
-        let pod = cluster.get("pod", Some(&namespace), &pod)?.unwrap_or_default();
-        let count = pod["status"]["containerStatuses"][0]["restartCount"].as_i64().unwrap_or_default();
-        Ok(if count > 0 { Ok(()) } else { Err("not yet".to_owned()) })
-    })
-    .await
-    .unwrap();
-    let after = api.stable(&id, READY).await.unwrap();
+    let (namespace, pod) = cluster.session_pod(&talk.id).unwrap().unwrap();
+    let before = talk.stable().await.unwrap();
+    cluster.restart((&namespace, &pod), READY).await.unwrap();
+    let after = talk.stable().await.unwrap();
     assert_eq!(before.len(), after.len(), "the history changed over the restart: {after:?}");
-    let said = turn(&api, &path, &id, "recall").await;
+    let said = talk.turn("recall").await.unwrap();
     assert!(said.ends_with("You asked me to remember the blue door."), "{said}");
-    api.delete(&path).await.unwrap();
+    api.delete(&format!("/v1/sessions/{}", talk.id)).await.unwrap();
 }

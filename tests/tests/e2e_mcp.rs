@@ -119,8 +119,7 @@ impl Session {
     }
 
     fn pod(&self, cluster: &Cluster) -> String {
-        let pods = cluster.list("pods", TENANT, &format!("agentapi.dev/session={}", self.id)).unwrap();
-        pods[0]["metadata"]["name"].as_str().unwrap().to_owned()
+        cluster.session_pod(&self.id).unwrap().unwrap().1
     }
 }
 

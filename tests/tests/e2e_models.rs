@@ -7,6 +7,7 @@ use agentapi_tests::{
     cluster::{Cluster, eventually, repo},
     fakemodel::{self, Recorded},
     models::google_credentials,
+    talk::Talk,
 };
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -75,24 +76,13 @@ fn acme(cluster: &Cluster) -> Api {
 
 /// A session of two turns; gives back its id and what the model was asked in it.
 async fn two_turns(cluster: &Cluster, api: &Api, workspace: &str, word: &str) -> (String, Vec<Recorded>) {
-    let created = api.post("/v1/sessions", &json!({"workspace": workspace})).await.unwrap().expect(201).unwrap();
-    let id = created["id"].as_str().unwrap().to_owned();
-    api.stable(&id, READY).await.unwrap();
-    for text in [format!("remember the word {word}"), "recall".to_owned()] {
-        let sent = json!({"content": text, "type": "user"});
-        api.post(&format!("/v1/sessions/{id}/message"), &sent).await.unwrap().expect(200).unwrap();
-        api.stable(&id, READY).await.unwrap();
-    }
-    let messages = api.get(&format!("/v1/sessions/{id}/messages")).await.unwrap().expect(200).unwrap();
-    assert!(messages["messages"].as_array().unwrap().last().unwrap().to_string().contains(word), "{messages}");
+    let talk = Talk::begin(api, &json!({"workspace": workspace}), READY).await.unwrap();
+    talk.turn(&format!("remember the word {word}")).await.unwrap();
+    let said = talk.turn("recall").await.unwrap();
+    assert!(said.contains(word), "{said}");
     let forward = cluster.port_forward("agentapi-demo", "deploy/fake-model", 8000).unwrap();
     let seen = fakemodel::recorded(&forward.url()).await.unwrap();
-    (id, seen.into_iter().filter(|it| it.user.contains(word) || it.reply.contains(word)).collect())
-}
-
-fn pod_of(cluster: &Cluster, session: &str) -> String {
-    let pods = cluster.list("pods", TENANT, &format!("agentapi.dev/session={session}")).unwrap();
-    pods[0]["metadata"]["name"].as_str().unwrap().to_owned()
+    (talk.id, seen.into_iter().filter(|it| it.user.contains(word) || it.reply.contains(word)).collect())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -142,7 +132,7 @@ async fn claude_talks_to_gemini_through_the_router_and_has_no_key() {
     assert!(seen.iter().any(|it| it.path == path && it.auth == "authorization"), "{seen:?}");
 
     // In the agent's container: no key in any environment or file, none from the router.
-    let pod = pod_of(&cluster, &session);
+    let (_, pod) = cluster.session_pod(&session).unwrap().unwrap();
     let run = |container: &str, command: &[&str]| {
         let mut args = vec!["-n", TENANT, "exec", &pod, "-c", container, "--"];
         args.extend(command);

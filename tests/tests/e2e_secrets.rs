@@ -151,16 +151,7 @@ impl World {
                  egress: [{{namespace: agentapi-demo, ports: [8000]}}]\n"
             ))
             .unwrap();
-        eventually("the workspace is ready", READY, async || {
-            let seen = self.cluster.condition("workspace", Some(TEAM), WORKSPACE, "Ready")?;
-            Ok(if seen.as_ref().is_some_and(|(status, _)| status == "True") {
-                Ok(())
-            } else {
-                Err(format!("{seen:?}"))
-            })
-        })
-        .await
-        .unwrap();
+        self.cluster.ready("workspace", Some(TEAM), WORKSPACE, READY).await.unwrap();
     }
 
     fn clean_up(&self) {

@@ -23,30 +23,13 @@ async fn tenants(cluster: &Cluster) {
         ("workspace", Some("team-acme"), "web"),
         ("workspace", Some("team-globex"), "research"),
     ] {
-        eventually(&format!("{kind}/{name} Ready"), READY, async || {
-            let seen = cluster.condition(kind, ns, name, "Ready")?;
-            Ok(match seen {
-                Some((status, _)) if status == "True" => Ok(()),
-                other => Err(format!("{other:?}")),
-            })
-        })
-        .await
-        .unwrap();
+        cluster.ready(kind, ns, name, READY).await.unwrap();
     }
 }
 
 async fn create(api: &Api, workspace: &str) -> String {
     let body = api.post("/v1/sessions", &json!({ "workspace": workspace })).await.unwrap().expect(201).unwrap();
     body["id"].as_str().unwrap().to_owned()
-}
-
-/// The pod of a session, from its label.
-fn pod(cluster: &Cluster, session: &str) -> Option<(String, String)> {
-    let pods = cluster.list("pods", "", &format!("agentapi.dev/session={session}")).unwrap();
-    pods.first().map(|p| {
-        let field = |name: &str| p["metadata"][name].as_str().unwrap().to_owned();
-        (field("namespace"), field("name"))
-    })
 }
 
 fn agent_texts(messages: &[Value]) -> Vec<String> {
@@ -89,7 +72,7 @@ async fn a_tenant_talks_to_its_agent_from_apply_to_delete() {
     let first = alice.stable(&mine, READY).await.unwrap();
     assert_eq!((first[0]["id"].as_i64(), first[0]["role"].as_str()), (Some(0), Some("agent")));
     gina.stable(&theirs, READY).await.unwrap();
-    let (ns, name) = pod(&cluster, &mine).expect("a pod with the session's label");
+    let (ns, name) = cluster.session_pod(&mine).unwrap().expect("a pod with the session's label");
     assert_eq!(ns, "agentapi-acme");
 
     // Two turns; the second needs the first.
@@ -130,18 +113,7 @@ async fn a_tenant_talks_to_its_agent_from_apply_to_delete() {
 
     // The container dies and comes back with the whole conversation.
     let before = alice.stable(&mine, TURN).await.unwrap();
-    let restarts = |c: &Cluster| {
-        c.get("pod", Some(&ns), &name).unwrap().unwrap()["status"]["containerStatuses"][0]["restartCount"]
-            .as_i64()
-            .unwrap_or_default()
-    };
-    let count = restarts(&cluster);
-    cluster.kubectl(&["-n", &ns, "exec", &name, "--", "kill", "-TERM", "1"]).unwrap();
-    eventually("the container restarts", READY, async || {
-        Ok(if restarts(&cluster) > count { Ok(()) } else { Err("not yet".into()) })
-    })
-    .await
-    .unwrap();
+    cluster.restart((&ns, &name), READY).await.unwrap();
     let after = alice.stable(&mine, READY).await.unwrap();
     let texts = |messages: &[Value]| -> Vec<(Value, Value)> {
         messages.iter().map(|m| (m["role"].clone(), m["content"].clone())).collect()
@@ -166,7 +138,7 @@ async fn a_tenant_talks_to_its_agent_from_apply_to_delete() {
     }
     eventually("pod and Secret are gone", READY, async || {
         let secret = cluster.get("secret", Some(&ns), &format!("{name}-session"))?;
-        Ok(match (pod(&cluster, &mine), secret) {
+        Ok(match (cluster.session_pod(&mine)?, secret) {
             (None, None) => Ok(()),
             (pod, secret) => Err(format!("pod {pod:?}, Secret {}", secret.is_some())),
         })

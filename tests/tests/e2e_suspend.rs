@@ -6,6 +6,7 @@
 use agentapi_tests::{
     api::Api,
     cluster::{Cluster, eventually, repo},
+    talk::Talk,
 };
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -46,19 +47,6 @@ async fn phase(api: &Api, id: &str, wanted: &str) -> Value {
     .unwrap()
 }
 
-async fn answered(api: &Api, id: &str, words: &str) {
-    eventually("the agent's answer", READY, async || {
-        let body = api.get(&format!("/v1/sessions/{id}/messages")).await?.expect(200)?;
-        let messages = body["messages"].as_array().cloned().unwrap_or_default();
-        let there = messages
-            .iter()
-            .any(|it| it["role"] == "agent" && it["content"].as_str().is_some_and(|text| text.contains(words)));
-        Ok(if there { Ok(()) } else { Err(body.to_string()) })
-    })
-    .await
-    .unwrap();
-}
-
 /// Turns that the model saw with this text of the user.
 async fn turns(requests: &Api, words: &str) -> u64 {
     let seen = requests.get("/requests").await.unwrap().expect(200).unwrap();
@@ -94,26 +82,20 @@ async fn a_suspended_session_goes_on_where_it_was() {
     // Once from a warm pod, whose volume Kubernetes made, and once from a cold one.
     for round in ["warm", "cold"] {
         let body = json!({"workspace": "patient", "env": {"E2E_WORD": "hunter2"}});
-        let session = alice.post("/v1/sessions", &body).await.unwrap().expect(201).unwrap();
-        let id = session["id"].as_str().unwrap().to_owned();
-        phase(&alice, &id, "Running").await;
-        alice.stable(&id, READY).await.unwrap();
-        let pods = cluster.list("pods", TENANT, &format!("agentapi.dev/session={id}")).unwrap();
-        let pod = pods[0]["metadata"]["name"].as_str().unwrap().to_owned();
+        let talk = Talk::begin(&alice, &body, READY).await.unwrap();
+        let id = talk.id.clone();
+        let (_, pod) = cluster.session_pod(&id).unwrap().unwrap();
         assert_eq!(pod.starts_with("w-"), round == "warm", "{pod}");
         let (volume, secret) = (format!("{pod}-data"), format!("{pod}-session"));
         let first = format!("first words of {round}");
-        let say = async |words: &str| {
-            let message = json!({"content": format!("echo: {words}"), "type": "user"});
-            alice.post(&format!("/v1/sessions/{id}/message"), &message).await.unwrap()
-        };
+        let say = async |words: &str| talk.say(&format!("echo: {words}")).await.unwrap();
         assert_eq!(say(&first).await.status, 200);
-        answered(&alice, &id, &first).await;
+        talk.says(&first).await.unwrap();
         let before = turns(&requests, &first).await;
         assert!(before > 0);
 
         phase(&alice, &id, "Suspended").await;
-        assert_eq!(cluster.list("pods", TENANT, &format!("agentapi.dev/session={id}")).unwrap(), [Value::Null; 0]);
+        assert_eq!(cluster.session_pod(&id).unwrap(), None);
         assert_eq!(owners(&cluster, "persistentvolumeclaim", &volume), Some(0), "the volume stays and is nobody's");
         assert_eq!(owners(&cluster, "secret", &secret), Some(0), "the Secret stays and is nobody's");
         let mut events = alice.events(&format!("/v1/sessions/{id}/events"), Some("gone-1")).await.unwrap();
@@ -123,11 +105,10 @@ async fn a_suspended_session_goes_on_where_it_was() {
         let woken = say(&second).await;
         assert_eq!(woken.status, 200, "{}", woken.body);
         println!("{round}: woken and told in {:?}", then.elapsed());
-        answered(&alice, &id, &second).await;
+        talk.says(&second).await.unwrap();
         // The agent itself knows what was said: the model gets the earlier turns again.
         assert!(turns(&requests, &second).await > before, "the conversation began anew");
-        let pods = cluster.list("pods", TENANT, &format!("agentapi.dev/session={id}")).unwrap();
-        assert_eq!(pods[0]["metadata"]["name"], pod.as_str());
+        assert_eq!(cluster.session_pod(&id).unwrap().unwrap().1, pod);
         // A pod that was woken does not own what it uses: lost while it starts, it would take the session along.
         assert_eq!(owners(&cluster, "persistentvolumeclaim", &volume), Some(0));
         assert_eq!(owners(&cluster, "secret", &secret), Some(0));
@@ -143,7 +124,7 @@ async fn a_suspended_session_goes_on_where_it_was() {
         assert_eq!(owners(&cluster, "persistentvolumeclaim", &volume), Some(0), "the volume went with the pod");
         let third = format!("third words of {round}");
         assert_eq!(say(&third).await.status, 200);
-        answered(&alice, &id, &third).await;
+        talk.says(&third).await.unwrap();
         assert!(turns(&requests, &third).await > before);
 
         // Suspended once more, it ends without ever having a pod again.

@@ -15,7 +15,7 @@ use agentapi_tests::{
     pg::{Database, Server, ServerOptions, wanted},
 };
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool};
 use std::{
     os::unix::process::ExitStatusExt,
     process::{Child, Command, Stdio},
@@ -41,13 +41,11 @@ impl Fixture {
     }
 
     async fn admin(&self, statement: &str) {
-        let mut admin = PgConnection::connect(&self.database.admin_url()).await.unwrap();
-        admin.execute(AssertSqlSafe(statement.to_owned())).await.unwrap();
+        self.database.admin(statement).await.unwrap();
     }
 
     async fn number(&self, query: &str) -> i64 {
-        let mut admin = PgConnection::connect(&self.database.admin_url()).await.unwrap();
-        sqlx::query_scalar(AssertSqlSafe(query.to_owned())).fetch_one(&mut admin).await.unwrap()
+        self.database.scalar(query).await.unwrap()
     }
 
     async fn ensure(&self, tenant: &Tenant, keys: &MasterKeys) -> DataKeys {

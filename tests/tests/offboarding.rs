@@ -43,18 +43,15 @@ impl Fixture {
     }
 
     async fn admin(&self, statement: &str) {
-        let mut admin = PgConnection::connect(&self.database.admin_url()).await.unwrap();
-        admin.execute(AssertSqlSafe(statement.to_owned())).await.unwrap();
+        self.database.admin(statement).await.unwrap();
     }
 
     async fn number(&self, query: &str) -> i64 {
-        let mut admin = PgConnection::connect(&self.database.admin_url()).await.unwrap();
-        sqlx::query_scalar(AssertSqlSafe(query.to_owned())).fetch_one(&mut admin).await.unwrap()
+        self.database.scalar(query).await.unwrap()
     }
 
     async fn text(&self, query: &str) -> String {
-        let mut admin = PgConnection::connect(&self.database.admin_url()).await.unwrap();
-        sqlx::query_scalar(AssertSqlSafe(query.to_owned())).fetch_one(&mut admin).await.unwrap()
+        self.database.scalar(query).await.unwrap()
     }
 
     /// Somebody with a session that has ended, what was said in it, and a token.

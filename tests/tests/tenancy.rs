@@ -12,7 +12,7 @@ use agentapi_operator::{
 };
 use agentapi_tests::pg::{Database, Server, ServerOptions, wanted as tenant};
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool};
 use std::sync::Arc;
 
 struct Fixture {
@@ -38,13 +38,11 @@ impl Fixture {
     }
 
     async fn admin(&self, statement: &str) {
-        let mut admin = PgConnection::connect(&self.database.admin_url()).await.unwrap();
-        admin.execute(AssertSqlSafe(statement.to_owned())).await.unwrap();
+        self.database.admin(statement).await.unwrap();
     }
 
     async fn number(&self, query: &str) -> i64 {
-        let mut admin = PgConnection::connect(&self.database.admin_url()).await.unwrap();
-        sqlx::query_scalar(AssertSqlSafe(query.to_owned())).fetch_one(&mut admin).await.unwrap()
+        self.database.scalar(query).await.unwrap()
     }
 
     fn changes(&self) -> String {

@@ -3,6 +3,7 @@ pub mod database;
 mod leftovers;
 pub mod mcp_connection;
 pub mod organization;
+mod pods;
 pub mod prompt_policy;
 pub mod reference;
 pub mod secrets;

@@ -1,7 +1,7 @@
 //! Watches of the two Secrets in each tenant namespace. One watch per Secret, by name: that is all that the
 //! operator may see of Secrets, and a watch of the whole cluster would need the right to read all of them.
-use crate::{context::Context, drift, drift::Owner};
-use agentapi_crds::{Organization, conditions::NAMESPACE_READY, names};
+use crate::{context::Context, drift, drift::Owner, isolation::fences::is_in_place};
+use agentapi_crds::names;
 use futures::{StreamExt, future};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
@@ -28,6 +28,7 @@ pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
+        // Before that we have no rights in the namespace.
         let tenants: HashSet<String> =
             context.stores.organizations.state().iter().filter(|o| is_in_place(o)).map(|o| o.name_any()).collect();
         running.retain(|tenant, _| tenants.contains(tenant));
@@ -39,16 +40,6 @@ pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
             });
         }
     }
-}
-
-/// Before that we have no rights in the namespace.
-fn is_in_place(organization: &Organization) -> bool {
-    organization.metadata.deletion_timestamp.is_none()
-        && organization
-            .status
-            .iter()
-            .flat_map(|status| &status.conditions)
-            .any(|condition| condition.type_ == NAMESPACE_READY && condition.status == "True")
 }
 
 async fn follow(context: Arc<Context>, tenant: String, secret: &'static str) {

@@ -179,9 +179,7 @@ impl Work {
     /// Namespace and name of the first conversation's pod.
     pub(super) fn session_pod(&self, cluster: &Cluster) -> Result<Option<Box<(String, String)>>> {
         let talk = self.talks.first().context("no conversation")?;
-        let pods = cluster.list("pods", "", &format!("agentapi.dev/session={}", talk.session))?;
-        let field = |pod: &Value, name: &str| pod["metadata"][name].as_str().unwrap_or_default().to_owned();
-        Ok(pods.first().map(|pod| Box::new((field(pod, "namespace"), field(pod, "name")))))
+        Ok(cluster.session_pod(&talk.session)?.map(Box::new))
     }
 
     /// Ends the sessions and takes the workspace away.

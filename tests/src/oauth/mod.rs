@@ -17,7 +17,7 @@ use agentapi_runtime::outbound::{Outbound, Ranges};
 use agentapi_runtime::store::{Store, TenantScope};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use url::Url;
 use uuid::Uuid;
 
@@ -91,8 +91,7 @@ impl World {
 
     /// A statement with all rights.
     pub async fn admin(&self, statement: &str) -> Result<u64> {
-        let mut connection = PgConnection::connect(&self.platform.db.admin_url()).await?;
-        Ok(connection.execute(AssertSqlSafe(statement.to_owned())).await?.rows_affected())
+        self.platform.db.admin(statement).await
     }
 
     /// One value as text.

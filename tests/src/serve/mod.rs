@@ -7,6 +7,7 @@ pub mod pods;
 pub mod policies;
 pub mod secrets;
 pub mod steps;
+pub mod suspend;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

@@ -1,15 +1,20 @@
 //! The objects of a stdio connection in its tenant namespace: one pod with the program behind HTTP, a Service, and who
 //! may talk to whom. Pure, and each is a snapshot in the tests.
 use super::validate::Accepted;
-use crate::{controllers::workspace::network::egress_rule, egress::Decision};
+use crate::{
+    controllers::{
+        pods::{of_user, probe, quantities, restricted},
+        workspace::network::egress_rule,
+    },
+    egress::Decision,
+};
 use agentapi_crds::{mcp_connection::StdioTransport, names};
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy},
         core::v1::{
-            Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvFromSource, EnvVar, HTTPGetAction,
-            PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretEnvSource,
-            SecurityContext, Service, ServicePort, ServiceSpec, Volume, VolumeMount,
+            Container, ContainerPort, EmptyDirVolumeSource, EnvFromSource, EnvVar, PodSpec, PodTemplateSpec,
+            ResourceRequirements, SecretEnvSource, Service, ServicePort, ServiceSpec, Volume, VolumeMount,
         },
         networking::v1::{
             NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
@@ -131,14 +136,7 @@ fn pod_spec(stdio: &StdioTransport, surroundings: &Surroundings) -> PodSpec {
         init_containers: Some(vec![installer(surroundings)]),
         containers: vec![program(stdio)],
         enable_service_links: Some(false),
-        security_context: Some(PodSecurityContext {
-            fs_group: Some(USER),
-            run_as_group: Some(USER),
-            run_as_non_root: Some(true),
-            run_as_user: Some(USER),
-            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), localhost_profile: None }),
-            ..PodSecurityContext::default()
-        }),
+        security_context: Some(of_user(USER)),
         service_account_name: Some(names::SESSION_SERVICE_ACCOUNT.into()),
         termination_grace_period_seconds: Some(10),
         volumes: Some(vec![empty("agentapi", "256Mi"), empty("tmp", "1Gi")]),
@@ -188,8 +186,8 @@ fn program(stdio: &StdioTransport) -> Container {
             protocol: Some("TCP".into()),
             ..ContainerPort::default()
         }]),
-        readiness_probe: Some(probe(1)),
-        liveness_probe: Some(probe(10)),
+        readiness_probe: Some(probe("/live", PORT_NAME, 1, 3)),
+        liveness_probe: Some(probe("/live", PORT_NAME, 10, 3)),
         resources: Some(resources([("cpu", "1"), ("memory", "512Mi"), ("ephemeral-storage", "2Gi")])),
         security_context: Some(restricted()),
         volume_mounts: Some(vec![mount("agentapi", OURS, true), mount("tmp", "/tmp", false)]),
@@ -212,38 +210,11 @@ fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
     }
 }
 
-fn restricted() -> SecurityContext {
-    SecurityContext {
-        allow_privilege_escalation: Some(false),
-        capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
-        read_only_root_filesystem: Some(true),
-        ..SecurityContext::default()
-    }
-}
-
 fn resources(limits: [(&str, &str); 3]) -> ResourceRequirements {
-    let quantities = |list: [(&str, &str); 3]| {
-        Some(list.map(|(resource, amount)| (resource.to_owned(), Quantity(amount.to_owned()))).into())
-    };
     ResourceRequirements {
-        limits: quantities(limits),
-        requests: quantities([("cpu", "50m"), ("memory", "64Mi"), ("ephemeral-storage", "64Mi")]),
+        limits: Some(quantities(limits)),
+        requests: Some(quantities([("cpu", "50m"), ("memory", "64Mi"), ("ephemeral-storage", "64Mi")])),
         claims: None,
-    }
-}
-
-fn probe(period: i32) -> Probe {
-    Probe {
-        http_get: Some(HTTPGetAction {
-            path: Some("/live".into()),
-            port: IntOrString::String(PORT_NAME.into()),
-            scheme: Some("HTTP".into()),
-            ..HTTPGetAction::default()
-        }),
-        period_seconds: Some(period),
-        failure_threshold: Some(3),
-        timeout_seconds: Some(2),
-        ..Probe::default()
     }
 }
 

@@ -1,4 +1,5 @@
 //! The objects of a tenant namespace, built from a validated spec. Pure, and each is a snapshot in the tests.
+use super::network::{default_deny, session_traffic};
 use crate::{
     config::Config,
     quantity,
@@ -13,13 +14,9 @@ use k8s_openapi::{
             LimitRange, LimitRangeItem, LimitRangeSpec, Namespace, ResourceQuota, ResourceQuotaSpec, Secret,
             ServiceAccount,
         },
-        networking::v1::{
-            NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
-            NetworkPolicySpec,
-        },
+        networking::v1::NetworkPolicy,
         rbac::v1::{RoleBinding, RoleRef, Subject},
     },
-    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
 use kube::api::ObjectMeta;
 use secrecy::{ExposeSecret, SecretString};
@@ -160,7 +157,7 @@ fn labels(tenant: &Tenant) -> BTreeMap<String, String> {
     ])
 }
 
-fn meta(tenant: &Tenant, name: &str) -> ObjectMeta {
+pub(super) fn meta(tenant: &Tenant, name: &str) -> ObjectMeta {
     ObjectMeta {
         name: Some(name.to_owned()),
         namespace: Some(names::tenant_namespace(&tenant.slug)),
@@ -240,59 +237,6 @@ fn limit_range(tenant: &Tenant, quota: &Quota) -> LimitRange {
                 },
             ],
         }),
-    }
-}
-
-fn default_deny(tenant: &Tenant) -> NetworkPolicy {
-    NetworkPolicy {
-        metadata: meta(tenant, "default-deny"),
-        spec: Some(NetworkPolicySpec {
-            pod_selector: Some(LabelSelector::default()),
-            policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
-            ..NetworkPolicySpec::default()
-        }),
-    }
-}
-
-fn session_traffic(tenant: &Tenant, config: &Config) -> NetworkPolicy {
-    let runtime = NetworkPolicyPeer {
-        namespace_selector: Some(selector("kubernetes.io/metadata.name", &config.system_namespace)),
-        pod_selector: Some(selector("app.kubernetes.io/name", names::RUNTIME)),
-        ..NetworkPolicyPeer::default()
-    };
-    let dns = NetworkPolicyPeer {
-        namespace_selector: Some(selector("kubernetes.io/metadata.name", &config.dns_namespace)),
-        ..NetworkPolicyPeer::default()
-    };
-    NetworkPolicy {
-        metadata: meta(tenant, "session-traffic"),
-        spec: Some(NetworkPolicySpec {
-            pod_selector: Some(selector(names::LABEL_COMPONENT, names::COMPONENT_SESSION)),
-            policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
-            ingress: Some(vec![NetworkPolicyIngressRule {
-                from: Some(vec![runtime.clone()]),
-                ports: Some(vec![port("TCP", names::SESSION_PORT)]),
-            }]),
-            egress: Some(vec![
-                NetworkPolicyEgressRule { to: Some(vec![dns]), ports: Some(vec![port("UDP", 53), port("TCP", 53)]) },
-                NetworkPolicyEgressRule {
-                    to: Some(vec![runtime]),
-                    ports: Some(vec![port("TCP", names::RUNTIME_INTERNAL_PORT)]),
-                },
-            ]),
-        }),
-    }
-}
-
-fn selector(label: &str, value: &str) -> LabelSelector {
-    LabelSelector { match_labels: Some([(label.to_owned(), value.to_owned())].into()), ..LabelSelector::default() }
-}
-
-fn port(protocol: &str, port: u16) -> NetworkPolicyPort {
-    NetworkPolicyPort {
-        protocol: Some(protocol.to_owned()),
-        port: Some(IntOrString::Int(i32::from(port))),
-        ..NetworkPolicyPort::default()
     }
 }
 

@@ -2,6 +2,7 @@
 pub mod apply;
 pub mod build;
 pub mod dereference;
+mod network;
 pub mod offboard;
 pub mod remove;
 pub mod status;

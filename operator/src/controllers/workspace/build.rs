@@ -1,20 +1,20 @@
 //! The objects of a Workspace in its tenant namespace. Pure, and each is a snapshot in the tests.
 use super::validate::Accepted;
 use super::{keeping, model, network::egress_policy};
+use crate::controllers::pods::{of_user, probe, restricted};
 use crate::egress::Decision;
 use agentapi_crds::{Workspace, names, names::env, pod::SESSION_VOLUME};
 use k8s_openapi::{
     api::{
         core::v1::{
-            Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvFromSource, EnvVar, EnvVarSource,
-            HTTPGetAction, ObjectFieldSelector, PersistentVolumeClaim, PersistentVolumeClaimSpec,
-            PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplate, PodTemplateSpec, Probe,
-            ResourceRequirements, SeccompProfile, SecretEnvSource, SecretVolumeSource, SecurityContext, Volume,
+            Container, ContainerPort, EmptyDirVolumeSource, EnvFromSource, EnvVar, EnvVarSource, ObjectFieldSelector,
+            PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource, PodSpec, PodTemplate,
+            PodTemplateSpec, ResourceRequirements, SecretEnvSource, SecretVolumeSource, Volume,
             VolumeResourceRequirements,
         },
         networking::v1::NetworkPolicy,
     },
-    apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
+    apimachinery::pkg::api::resource::Quantity,
 };
 use kube::api::ObjectMeta;
 use sha2::{Digest, Sha256};
@@ -124,14 +124,7 @@ fn pod_spec(workspace: &Workspace, accepted: &Accepted, surroundings: &Surroundi
         init_containers: model::sidecar(&workspace.spec.agent).map(|router| vec![router]),
         restart_policy: Some("Always".into()),
         runtime_class_name: workspace.spec.runtime_class_name.clone(),
-        security_context: Some(PodSecurityContext {
-            fs_group: Some(AGENT),
-            run_as_group: Some(AGENT),
-            run_as_non_root: Some(true),
-            run_as_user: Some(AGENT),
-            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), localhost_profile: None }),
-            ..PodSecurityContext::default()
-        }),
+        security_context: Some(of_user(AGENT)),
         service_account_name: Some(names::SESSION_SERVICE_ACCOUNT.into()),
         termination_grace_period_seconds: Some(10),
         volumes: Some(volumes(workspace, accepted)),
@@ -161,15 +154,10 @@ fn container(workspace: &Workspace, surroundings: &Surroundings) -> Container {
             protocol: Some("TCP".into()),
             ..ContainerPort::default()
         }]),
-        readiness_probe: Some(probe("/internal/ready", 1, 3)),
-        liveness_probe: Some(probe("/internal/live", 10, 3)),
+        readiness_probe: Some(probe("/internal/ready", names::SESSION_PORT_NAME, 1, 3)),
+        liveness_probe: Some(probe("/internal/live", names::SESSION_PORT_NAME, 10, 3)),
         resources: Some(resources(workspace)),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
-            read_only_root_filesystem: Some(true),
-            ..SecurityContext::default()
-        }),
+        security_context: Some(restricted()),
         volume_mounts: Some(vec![
             mount("state", STATE),
             mount("workspace", WORKDIR),
@@ -222,21 +210,6 @@ fn environment(workspace: &Workspace, surroundings: &Surroundings) -> Vec<EnvVar
 /// Kubernetes expands `$(NAME)` and halves `$$` in values; what people wrote is meant as it stands.
 fn dollars_doubled(value: &str) -> String {
     value.replace('$', "$$")
-}
-
-fn probe(path: &str, period: i32, failures: i32) -> Probe {
-    Probe {
-        http_get: Some(HTTPGetAction {
-            path: Some(path.into()),
-            port: IntOrString::String(names::SESSION_PORT_NAME.into()),
-            scheme: Some("HTTP".into()),
-            ..HTTPGetAction::default()
-        }),
-        period_seconds: Some(period),
-        failure_threshold: Some(failures),
-        timeout_seconds: Some(2),
-        ..Probe::default()
-    }
 }
 
 /// What the Workspace says, completed with our own limits: no container runs without.

@@ -1,5 +1,6 @@
 //! What `agent.model` adds to a session pod: environment of the agent, and for the router a container beside it that
 //! alone has the credentials. Pure, and each provider is a snapshot in the tests.
+use crate::controllers::pods::{probe, quantities, restricted};
 use agentapi_crds::{
     common::SecretKeyRef,
     model::{ModelProvider, ModelRouter, Route, Routes, Upstream, UpstreamType},
@@ -8,13 +9,12 @@ use agentapi_crds::{
 };
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, Probe,
-        ResourceRequirements, SecretKeySelector, SecurityContext, Volume, VolumeMount,
+        Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, ResourceRequirements, SecretKeySelector,
+        SecurityContext, Volume, VolumeMount,
     },
-    apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
+    apimachinery::pkg::api::resource::Quantity,
 };
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 
 /// User of the router: another than the agent's.
 const ROUTER: i64 = 65532;
@@ -87,20 +87,14 @@ pub(super) fn sidecar(agent: &Agent) -> Option<Container> {
             protocol: Some("TCP".into()),
             ..ContainerPort::default()
         }]),
-        startup_probe: Some(probe(1, 60)),
-        liveness_probe: Some(probe(10, 3)),
+        startup_probe: Some(probe("/health", names::MODEL_ROUTER_HEALTH_PORT_NAME, 1, 60)),
+        liveness_probe: Some(probe("/health", names::MODEL_ROUTER_HEALTH_PORT_NAME, 10, 3)),
         resources: Some(ResourceRequirements {
             limits: Some(quantities([("cpu", "1"), ("memory", "512Mi"), ("ephemeral-storage", "256Mi")])),
             requests: Some(quantities([("cpu", "50m"), ("memory", "128Mi"), ("ephemeral-storage", "64Mi")])),
             claims: None,
         }),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
-            read_only_root_filesystem: Some(true),
-            run_as_user: Some(ROUTER),
-            ..SecurityContext::default()
-        }),
+        security_context: Some(SecurityContext { run_as_user: Some(ROUTER), ..restricted() }),
         volume_mounts: Some(vec![VolumeMount {
             name: names::MODEL_ROUTER_CONTAINER.into(),
             mount_path: HOME.into(),
@@ -216,25 +210,6 @@ fn secret(name: &str, reference: &SecretKeyRef) -> EnvVar {
             }),
             ..EnvVarSource::default()
         }),
-    }
-}
-
-fn quantities(list: [(&str, &str); 3]) -> BTreeMap<String, Quantity> {
-    list.map(|(resource, amount)| (resource.to_owned(), Quantity(amount.to_owned()))).into()
-}
-
-fn probe(period: i32, failures: i32) -> Probe {
-    Probe {
-        http_get: Some(HTTPGetAction {
-            path: Some("/health".into()),
-            port: IntOrString::String(names::MODEL_ROUTER_HEALTH_PORT_NAME.into()),
-            scheme: Some("HTTP".into()),
-            ..HTTPGetAction::default()
-        }),
-        period_seconds: Some(period),
-        failure_threshold: Some(failures),
-        timeout_seconds: Some(2),
-        ..Probe::default()
     }
 }
 

@@ -1,0 +1,127 @@
+//! Sessions that lose their pod, or the replica that is at work on them, go on where they were: real Postgres, real session
+//! hosts.
+
+use std::time::Duration;
+
+use agentapi_tests::cluster::eventually;
+use agentapi_tests::serve::policies::audit;
+use agentapi_tests::serve::steps::{SOON, phase, running_in_main};
+use agentapi_tests::serve::suspend::{SUSPEND, goes_on, platform, suspended, told};
+use agentapi_tests::serve::{Platform, Replica, Tenant};
+use agentapi_tests::talk::Talk;
+use anyhow::Result;
+use serde_json::json;
+
+const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_pod_dies_goes_on_in_another_one() -> Result<()> {
+    let (platform, replica, acme) = platform(SESSION_POD).await?;
+    let api = replica.api(Some(&acme.alice))?;
+    platform.workspace(&acme, r#"{"suspend": {"idleAfter": "1h"}}"#).await?;
+    let talk = told(&api).await?;
+    let id = talk.id.clone();
+    let state = platform.pods.folder(id.parse()?)?.join("state/state.json");
+    eventually("the answer is on the volume", SOON, async || {
+        let text = std::fs::read_to_string(&state).unwrap_or_default();
+        Ok(if text.contains("You said: the word is sesame") { Ok(()) } else { Err(text) })
+    })
+    .await?;
+    assert!(platform.pods.kill_9(id.parse()?));
+    phase(&api, &id, "Suspended").await?;
+    goes_on(&talk).await?;
+    let suspends = audit(&replica, &acme.admin, &format!("targetId={id}&action=session.suspend")).await?;
+    assert!(suspends[0]["detail"]["reason"].as_str().is_some_and(|why| why.contains("pod ended")), "{suspends:?}");
+    // Somebody drains its node: the pod says so before it is gone, or everything would go with it.
+    assert!(platform.pods.evict(id.parse()?));
+    phase(&api, &id, "Suspended").await?;
+    let messages = talk.ask("once more", "You said: once more").await?;
+    assert!(json!(messages).to_string().contains("You said: and now"), "{messages:?}");
+    // What it holds is lost with the pod: so is the session.
+    platform.pods.keep_nothing(true);
+    let id = running_in_main(&api).await?;
+    assert!(platform.pods.evict(id.parse()?));
+    let failed = phase(&api, &id, "Failed").await?;
+    assert_eq!(failed["error"], "the session's pod was deleted by somebody else");
+    Ok(())
+}
+
+/// Two replicas, the first of which is at work on a session that was told a word.
+struct Crash {
+    platform: Platform,
+    one: Replica,
+    two: Replica,
+    acme: Tenant,
+}
+
+impl Crash {
+    async fn new() -> Result<Self> {
+        let (platform, one, acme) = platform(SESSION_POD).await?;
+        // The first leads before there is a second.
+        let id = running_in_main(&one.api(Some(&acme.alice))?).await?;
+        one.api(Some(&acme.alice))?.delete(&format!("/v1/sessions/{id}")).await?;
+        let two = platform.replica().await?;
+        Ok(Self { platform, one, two, acme })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_while_it_is_suspended_loses_nothing() -> Result<()> {
+    let Crash { platform, one, two, acme } = Crash::new().await?;
+    let api = one.api(Some(&acme.alice))?;
+    platform.workspace(&acme, "{}").await?;
+    let ids = [told(&api).await?.id, told(&api).await?.id];
+    platform.pods.set_stalled(true);
+    platform.workspace(&acme, SUSPEND).await?;
+    for id in &ids {
+        phase(&api, id, "Suspending").await?;
+    }
+    one.crash();
+    // The second pod dies as well, before anybody asked it to end.
+    assert!(platform.pods.kill_9(ids[1].parse()?));
+    platform.pods.set_stalled(false);
+    let api = two.api(Some(&acme.alice))?;
+    for id in &ids {
+        phase(&api, id, "Suspended").await?;
+        goes_on(&Talk::of(&api, id, SOON)).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_before_it_has_a_pod_again_leaves_it_suspended() -> Result<()> {
+    let Crash { platform, one, two, acme } = Crash::new().await?;
+    let api = one.api(Some(&acme.alice))?;
+    let talk = suspended(&api).await?;
+    let id = talk.id.clone();
+    platform.pods.set_stalled(true);
+    let sent = tokio::spawn(async move { talk.say("lost").await });
+    phase(&api, &id, "Starting").await?;
+    one.crash();
+    platform.pods.set_stalled(false);
+    assert!(sent.await?.is_err(), "its server is gone");
+    let api = two.api(Some(&acme.alice))?;
+    let asleep = phase(&api, &id, "Suspended").await?;
+    assert!(asleep["error"].as_str().is_some_and(|error| error.contains("the next message wakes it")), "{asleep}");
+    goes_on(&Talk::of(&api, &id, SOON)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_while_its_agent_starts_is_made_good_by_the_other() -> Result<()> {
+    let Crash { platform, one, two, acme } = Crash::new().await?;
+    let api = one.api(Some(&acme.alice))?;
+    let talk = suspended(&api).await?;
+    let id = talk.id.clone();
+    let sent = tokio::spawn(async move { talk.say("lost").await });
+    eventually("a pod", Duration::from_secs(20), async || {
+        Ok(platform.pods.of(id.parse()?).map(|_| ()).map_err(|error| error.to_string()))
+    })
+    .await?;
+    one.crash();
+    let api = two.api(Some(&acme.alice))?;
+    phase(&api, &id, "Running").await?;
+    if sent.await?.is_ok_and(|answer| answer.status == 200) {
+        return Ok(());
+    }
+    goes_on(&Talk::of(&api, &id, SOON)).await
+}
