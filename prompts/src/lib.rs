@@ -12,6 +12,6 @@ pub mod template;
 
 pub use cache::{Cache, Generations};
 pub use compose::{Composed, compose};
-pub use facts::Facts;
+pub use facts::{Facts, MAX_TOOLS};
 pub use policy::{Mode, Policy, Scope};
 pub use screen::{Family, Finding, printable, redact, screen};

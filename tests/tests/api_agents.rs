@@ -8,10 +8,10 @@ use agentapi_crds::names::env;
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::fakemodel::{self, Recorded};
 use agentapi_tests::mcp::raw::Raw;
-use agentapi_tests::mcp::setup::{configuration, connection, platform};
+use agentapi_tests::mcp::setup::{configuration, connection, platform, probing};
 use agentapi_tests::serve::agent::PodAgent;
-use agentapi_tests::serve::policies::Operator;
-use agentapi_tests::serve::{Replica, Tenant};
+use agentapi_tests::serve::policies::{Operator, preview};
+use agentapi_tests::serve::{Platform, Replica, Tenant};
 use agentapi_tests::talk::{Talk, last};
 use anyhow::Result;
 use rstest::rstest;
@@ -193,19 +193,29 @@ async fn the_policy_of_a_workspace_answers_at_the_screen() -> Result<()> {
 #[case::codex("codex")]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_calls_a_tool_of_its_server_when_it_may(#[case] agent: &str) -> Result<()> {
-    let (platform, replica, acme) = platform(SESSION_POD).await?;
+    let platform = Platform::start(SESSION_POD).await?;
+    let (replica, acme) = (probing(&platform, 1).await?, platform.tenant("acme").await?);
     let model = fakemodel::serve(fakemodel::Config::default()).await?;
     // Claude Code, too, looks for tools with a tool of its own, unless it is told not to.
     platform.pods.set_agent(PodAgent::real(agent, "pty", &model)?.with("ENABLE_TOOL_SEARCH", "false"));
     let server = Raw::start().await?;
     connection(&replica.api(Some(&acme.admin))?, &configuration("tracker", &server.url())).await?;
+    // The prompt says what the tool is called here.
+    let tools = json!({"template": "{{ tools | join(' ') }}"});
+    Operator::of(&platform).await?.of_organization(&acme.organization, "tools", &tools).await?;
+    let name = eventually("the runtime has seen the tools", TURN, async || {
+        let seen = preview(&replica.api(Some(&acme.alice))?, None).await?;
+        let name = seen["lines"][0]["text"].as_str().filter(|text| !text.is_empty());
+        Ok(name.map(str::to_owned).ok_or_else(|| seen.to_string()))
+    })
+    .await?;
     let talk = begin(&replica, &acme).await?;
     eventually("the agent knows the tools", TURN, async || {
         Ok(if server.count("tools/list") > 0 { Ok(()) } else { Err("not yet".to_owned()) })
     })
     .await?;
     talk.stable().await?;
-    talk.send("call mcp__tracker__echo {\"text\": \"seventeen\"}").await?;
+    talk.send(&format!("call {name} {{\"text\": \"seventeen\"}}")).await?;
     let question = talk.asked().await?;
     assert_eq!(server.count("tools/call"), 0, "it did not wait for the answer");
     talk.answer(&question, "allow_once").await?.expect(200)?;

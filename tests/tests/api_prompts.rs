@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use agentapi_operator::controllers::prompt_policy::validate::Verdict;
 use agentapi_operator::records::{self, PolicyRow};
-use agentapi_tests::api::Answer;
+use agentapi_tests::api::{Answer, Api};
 use agentapi_tests::cluster::eventually;
+use agentapi_tests::mcp::raw::{Mood, Raw};
+use agentapi_tests::mcp::setup::{configuration, connection, initialize, probing, request, rpc};
 use agentapi_tests::pg::become_tenant;
 use agentapi_tests::serve::Platform;
 use agentapi_tests::serve::policies::{Operator, SYSTEM, audit, lines, preview};
@@ -214,5 +216,91 @@ async fn no_session_starts_without_the_rules_that_it_should_have() -> Result<()>
     }
     let listed = alice.get("/v1/sessions").await?.expect(200)?;
     assert_eq!(listed["sessions"], json!([]), "nothing is left of it");
+    Ok(())
+}
+
+/// Names of the tools that the gateway shows of a connection.
+async fn shown(api: &Api, connection: &str) -> Result<Vec<String>> {
+    let session = initialize(api, connection).await?;
+    let listed = rpc(api, connection, session.as_deref(), &request(2, "tools/list", json!({}))).await?;
+    let tools = listed.answer()["result"]["tools"].as_array().cloned().unwrap_or_default();
+    let mut names: Vec<String> = tools.iter().map(|tool| tool["name"].as_str().unwrap().to_owned()).collect();
+    names.sort();
+    Ok(names)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_lists_the_tools_that_the_gateway_shows() -> Result<()> {
+    let platform = Platform::start(SESSION_POD).await?;
+    let replica = probing(&platform, 1).await?;
+    let (acme, globex) = (platform.tenant("acme").await?, platform.tenant("globex").await?);
+    let operator = Operator::of(&platform).await?;
+    operator
+        .for_everybody("tools", &json!({"template": "You have:{% for tool in tools %} {{ tool }}{% endfor %}."}))
+        .await?;
+    let tool = |name: &str| json!({"name": name, "description": "Does it.", "inputSchema": {"type": "object"}});
+    let server = Raw::start().await?;
+    let tools: Vec<_> = ["search", "get.issue", "delete_all", "beta"].map(tool).into();
+    server.set_tools(tools.clone());
+    let (admin, alice) = (replica.api(Some(&acme.admin))?, replica.api(Some(&acme.alice))?);
+    let mut tracker = configuration("my tracker", &server.url());
+    // Looks that fail are no reason to stop looking here.
+    let patient = json!({"failures": 100});
+    tracker["breaker"] = patient.clone();
+    tracker["tools"] = json!({"deny": ["delete_all"], "pin": true});
+    let mut docs = configuration("docs", &server.url());
+    docs["breaker"] = patient;
+    docs["tools"] = json!({"allow": ["search", "delete_all", "gone"], "deny": ["delete_all"]});
+    let (tracker, docs) = (connection(&admin, &tracker).await?, connection(&admin, &docs).await?);
+    // Never seen, it adds nothing.
+    connection(&admin, &configuration("away", "http://127.0.0.1:1/mcp")).await?;
+
+    let says = async |api: &Api, wanted: &str| {
+        eventually(wanted, SOON, async || {
+            let seen = preview(api, None).await?;
+            Ok(if seen["lines"][0]["text"] == wanted { Ok(seen["digest"].clone()) } else { Err(seen.to_string()) })
+        })
+        .await
+    };
+    let all = "You have: mcp__docs__search mcp__my_tracker__beta mcp__my_tracker__get_issue mcp__my_tracker__search.";
+    let digest = says(&alice, all).await?;
+    assert_eq!(shown(&alice, &docs).await?, ["search"]);
+    assert_eq!(shown(&alice, &tracker).await?, ["beta", "get.issue", "search"]);
+    assert_eq!(lines(&preview(&replica.api(Some(&globex.alice))?, None).await?), ["agentapi-system/tools: You have:."]);
+    let session = running(&alice, json!({"workspace": "main"})).await?;
+    assert_eq!(told(&platform, &session).as_deref(), Some(all));
+
+    // Looked at again it is the same; and a server that is away for a while has not lost its tools.
+    for mood in [Mood::Well, Mood::Status(500)] {
+        server.set_mood(mood.clone());
+        let before = server.seen().len();
+        let state = if mood == Mood::Well { "Ready" } else { "Failing" };
+        eventually("a look at it", SOON, async || {
+            let seen = admin.get(&format!("/v1/mcp/configurations/{tracker}")).await?.expect(200)?;
+            let looked = server.seen().len() > before + 2 && seen["status"]["state"] == state;
+            Ok(if looked { Ok(()) } else { Err(seen.to_string()) })
+        })
+        .await?;
+        assert_eq!(preview(&alice, None).await?["digest"], digest);
+    }
+    server.set_mood(Mood::Well);
+
+    // One more is not pinned; one that has changed puts the connection into quarantine, where it has none.
+    let mut more = tools.clone();
+    more.push(tool("added"));
+    server.set_tools(more);
+    eventually("the new tool is seen", SOON, async || {
+        let seen = admin.get(&format!("/v1/mcp/configurations/{tracker}")).await?.expect(200)?;
+        Ok(if seen.to_string().contains("added") { Ok(()) } else { Err(seen.to_string()) })
+    })
+    .await?;
+    assert_eq!(says(&alice, all).await?, digest);
+    assert_eq!(shown(&alice, &tracker).await?, ["beta", "get.issue", "search"]);
+    let mut changed = tools;
+    changed[3]["description"] = json!("Does something else.");
+    server.set_tools(changed);
+    says(&alice, "You have: mcp__docs__search.").await?;
+    assert_eq!(shown(&alice, &tracker).await?, [""; 0]);
+    assert_eq!(told(&platform, &session).as_deref(), Some(all), "a session keeps what it was told");
     Ok(())
 }

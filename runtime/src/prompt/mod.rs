@@ -1,14 +1,15 @@
 //! What a session is told: the policies of its organization and workspace, composed by `agentapi-prompts` from rows that
 //! are read in the transaction that creates the session. Whether a text that was composed before is still right is
-//! asked of Postgres each time, so an edit counts from the next session on. May touch: `store`.
+//! asked of Postgres each time, so an edit counts from the next session on. May touch: `store`, names of tools in `session`.
 
 pub mod screening;
 
 use std::sync::Arc;
 
 use agentapi_prompts::compose::ComposeError;
-use agentapi_prompts::{Cache, Composed, Facts, Generations, compose};
+use agentapi_prompts::{Cache, Composed, Facts, Generations, MAX_TOOLS, compose};
 
+use crate::session::tools;
 use crate::store::identity::Organization;
 use crate::store::workspaces::Workspace;
 use crate::store::{StoreError, TenantTx};
@@ -48,7 +49,12 @@ impl Prompts {
         user: &str,
     ) -> Result<Arc<Composed>, PromptError> {
         let now = tx.prompt_state(workspace.id).await?;
-        let facts = Facts::new(&organization.slug, &workspace.name, user, &workspace.agent_type, &now.date, &now.tools);
+        let agent = &workspace.agent_type;
+        let tools = match now.lists_tools {
+            true => tools::names(agent, &tx.offered_tools(workspace.id, MAX_TOOLS).await?),
+            false => Vec::new(),
+        };
+        let facts = Facts::new(&organization.slug, &workspace.name, user, agent, &now.date, &tools);
         if let Some(composed) = self.cache.get(&now.generations, &facts) {
             return Ok(composed);
         }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 
-use super::boxes::PermissionBox;
+use super::{boxes::PermissionBox, tools};
 
 /// Names of all agent types, as coder/agentapi spells them, with their data files.
 const FILES: &[(&str, &str)] = &[
@@ -153,7 +153,7 @@ pub(super) struct Resume {
 }
 
 /// How an agent is told about its MCP servers. An agent with none of these is not.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct McpServers {
     /// Arguments that name a file in Claude's format, `{{file}}`.
@@ -165,6 +165,19 @@ pub(super) struct McpServers {
     /// A file of its own in Claude's format, with `{{home}}`; what others wrote there stays.
     #[serde(default)]
     pub path: Option<String>,
+    /// What it calls a tool, with `{{server}}` and `{{tool}}`.
+    #[serde(default = "common_tool_name")]
+    pub tool_name: String,
+}
+
+fn common_tool_name() -> String {
+    tools::COMMON.to_owned()
+}
+
+impl Default for McpServers {
+    fn default() -> Self {
+        Self { args: Vec::new(), server_args: Vec::new(), path: None, tool_name: common_tool_name() }
+    }
 }
 
 impl McpServers {

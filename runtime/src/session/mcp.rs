@@ -30,7 +30,7 @@ use super::{
     agents::McpServers,
     host::Host,
     seed::{SeedError, Seeder, edit_json, merge},
-    sync,
+    sync, tools,
     transport::Transport,
 };
 
@@ -86,14 +86,9 @@ impl Mcp {
     pub(super) fn servers(&self) -> BTreeMap<String, String> {
         let Some(relay) = self.relay.get() else { return BTreeMap::new() };
         let known = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut servers = BTreeMap::new();
-        for connection in known.iter() {
-            let name = tool_prefix(&connection.name);
-            // Two namespaces of an organization may use one name.
-            let name = if servers.contains_key(&name) { format!("{name}-{}", connection.id.simple()) } else { name };
-            servers.insert(name, format!("http://{relay}/mcp/{}", connection.id));
-        }
-        servers
+        let names = tools::servers(known.iter().map(|connection| (connection.id, connection.name.as_str())));
+        let urls = known.iter().map(|connection| format!("http://{relay}/mcp/{}", connection.id));
+        names.into_iter().zip(urls).collect()
     }
 
     /// Tells the next agent process about the servers, in the way that it knows. Gives back arguments for it.
@@ -144,11 +139,6 @@ fn is_relay(server: &Value) -> bool {
         let id = url.path().strip_prefix("/mcp/").map(Uuid::parse_str);
         url.host_str() == Some("127.0.0.1") && matches!(id, Some(Ok(_)))
     })
-}
-
-/// Agents make names of tools from it, such as `mcp__github__search`.
-fn tool_prefix(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '_' }).collect()
 }
 
 impl Host {

@@ -30,6 +30,7 @@ mod starting;
 mod state;
 mod sync;
 mod token;
+pub mod tools;
 mod track;
 mod transport;
 

@@ -1,5 +1,5 @@
 //! Prompt policies, which the operator writes from the PromptPolicy resources and the API composes. Row-level security
-//! shows a tenant its own and the global ones. May touch: `prompt_policies`, `mcp_connections`.
+//! shows a tenant its own and the global ones. May touch: `prompt_policies`, `mcp_connections`, `mcp_observations`.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +16,8 @@ use super::{StoreError, TenantTx};
 pub struct PromptState {
     /// Today in UTC, by the database's clock.
     pub date: String,
-    /// Names of the MCP connections that the workspace's sessions may use.
-    pub tools: Vec<String>,
+    /// A policy says something about tools.
+    pub lists_tools: bool,
     /// The policies.
     pub generations: Generations,
 }
@@ -32,12 +32,11 @@ pub struct Told<'a> {
 }
 
 impl TenantTx {
-    /// Which policies apply to a workspace, and in which generation. Cheap: no text is read.
+    /// Which policies apply to a workspace, and in which generation. Cheap: no text leaves Postgres.
     pub async fn prompt_state(&mut self, workspace: Uuid) -> Result<PromptState, StoreError> {
         let row = sqlx::query(
             "select to_char(now() at time zone 'UTC', 'YYYY-MM-DD') as date,
-                    array(select c.name from mcp_connections c
-                          where c.org_id = $2 and (c.workspace_id is null or c.workspace_id = $1) order by 1) as tools,
+                    coalesce(bool_or(p.template like '%tools%'), false) as lists_tools,
                     array_agg(p.id) filter (where p.id is not null) as ids,
                     array_agg(p.generation) filter (where p.id is not null) as generations
              from (select) once left join prompt_policies p
@@ -52,9 +51,39 @@ impl TenantTx {
         let pairs = ids.unwrap_or_default().into_iter().map(|id| id.as_u128()).zip(generations.unwrap_or_default());
         Ok(PromptState {
             date: row.try_get("date")?,
-            tools: row.try_get("tools")?,
+            lists_tools: row.try_get("lists_tools")?,
             generations: Generations::new(pairs),
         })
+    }
+
+    /// Ids and names of the connections of a workspace's sessions, each with its first tools that the gateway lets through, as far as its
+    /// server was seen since the connection was changed. Says the same as `mcp::policy`, where nobody has to read what may
+    /// be megabytes of what servers say.
+    pub async fn offered_tools(
+        &mut self,
+        workspace: Uuid,
+        limit: usize,
+    ) -> Result<Vec<(Uuid, String, Vec<String>)>, StoreError> {
+        let rows = sqlx::query_as(
+            "select c.id, c.name,
+                    array(select tool ->> 'name' from jsonb_array_elements(o.tools) tool
+                          where not coalesce(c.spec #> '{tools,deny}' ? (tool ->> 'name'), false)
+                            and (coalesce(c.spec #> '{tools,allow}', '[]') = '[]'
+                                 or c.spec #> '{tools,allow}' ? (tool ->> 'name'))
+                            and (not coalesce((c.spec #>> '{tools,pin}')::boolean, false)
+                                 or not o.quarantined
+                                    and (o.pinned is null
+                                         or (tool ->> 'name', tool ->> 'digest') in
+                                            (select pin ->> 'name', pin ->> 'digest'
+                                             from jsonb_array_elements(o.pinned) pin)))
+                          order by 1 limit $3) as tools
+             from mcp_connections c left join mcp_observations o
+               on o.org_id = c.org_id and o.connection_id = c.id and o.generation = c.generation
+             where c.org_id = $2 and (c.workspace_id is null or c.workspace_id = $1)
+             order by c.name, c.id limit 256",
+        );
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        Ok(rows.bind(workspace).bind(self.organization_id).bind(limit).fetch_all(&mut *self.tx).await?)
     }
 
     /// The same policies with their texts.
