@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use crate::{paths, progress, sh};
+use crate::{cache, paths, progress, sh};
 
 /// The version that the Kubernetes parts say they are; the same as in `devcluster/go.mod`.
 pub(crate) const KUBERNETES: &str = "v1.34.4";
@@ -55,6 +55,7 @@ pub(crate) fn build(program: &Program) -> Result<PathBuf> {
     let dir = paths::cache()?.join("go").join(format!("{}-{}", program.name, fingerprint(program, &module, &go)?));
     let file = dir.join(program.name);
     if file.is_file() {
+        cache::used(&dir);
         return Ok(file);
     }
     paths::ensure(dir)?;

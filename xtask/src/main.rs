@@ -3,8 +3,9 @@
 //! One module per command; a command adds its variant and its line in `main`,
 //! nothing else here. The shared helpers are `paths` (where state lives), `sh`
 //! (running programs with a log), `progress` (what the person sees) and
-//! `debian` (system packages).
+//! `debian` (system packages); `cache` keeps the state folder small.
 
+mod cache;
 mod cluster;
 mod debian;
 mod gobuild;
@@ -30,8 +31,8 @@ struct Cli {
 enum Command {
     /// Make the cluster, install everything, apply two sample tenants and print what to type next.
     Up(up::Args),
-    /// Remove the cluster with everything in it; caches of builds stay.
-    Down,
+    /// Remove the cluster with everything in it.
+    Down(up::DownArgs),
     /// Run the tests: lint, then those without a cluster, then those on the cluster.
     Test(test::Args),
     /// Measure on the running cluster.
@@ -53,7 +54,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Up(args) => up::main(&args),
-        Command::Down => up::down(),
+        Command::Down(args) => up::down(&args),
         Command::Test(args) => test::main(&args),
         Command::Bench(args) => test::bench(&args),
         Command::Chaos(args) => test::chaos(&args),

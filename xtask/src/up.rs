@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cluster, images, paths, progress, sh};
+use crate::{cache, cluster, images, paths, progress, sh};
 
 /// Namespace of the operator, the runtime and the demo's Postgres.
 const SYSTEM: &str = "agentapi-system";
@@ -85,11 +85,20 @@ pub(crate) fn main(args: &Args) -> Result<()> {
             sh::probe(Command::new("curl").args(["-fsS", "--max-time", "2", "-o", "/dev/null", &url])).map(drop)
         })
     })?;
+    cache::sweep()?;
     next(&url, foreign && std::env::var_os("AGENTAPI_URL").is_none())
 }
 
-/// Removes the cluster with everything in it, or what `up` put into an existing one; the caches of builds stay.
-pub(crate) fn down() -> Result<()> {
+/// Arguments of `cargo xtask down`.
+#[derive(clap::Args)]
+pub(crate) struct DownArgs {
+    /// Remove the caches of builds too, all of the state folder. Without it they stay, and the next `up` is quick.
+    #[arg(long)]
+    cache: bool,
+}
+
+/// Removes the cluster with everything in it, or what `up` put into an existing one.
+pub(crate) fn down(args: &DownArgs) -> Result<()> {
     let note = existing_note()?;
     if note.exists() {
         remove_from_existing()?;
@@ -100,7 +109,8 @@ pub(crate) fn down() -> Result<()> {
     if url.exists() {
         fs::remove_file(url)?;
     }
-    cluster::down()
+    cluster::down()?;
+    if args.cache { cache::clear() } else { Ok(()) }
 }
 
 /// Is there while `up` has put something into a cluster that is not ours; holds the prefix of the images.

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use super::layer::{self, Layer};
-use crate::{debian, paths, progress, sh};
+use crate::{cache, debian, paths, progress, sh};
 
 /// What a package manager leaves behind and no container needs, or what would differ between two builds.
 const LEFT_OUT: &[&str] = &[
@@ -65,6 +65,7 @@ pub(super) fn base() -> Result<Base> {
             Ok(std::fs::rename(&part, &root)?)
         })?;
     }
+    cache::used(&root);
     drop(lock);
     let layer = layer::cached("debian", &key, |tar| {
         layer::tree(tar, &root, Path::new(""), &kept)?;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use crate::paths;
+use crate::{cache, paths};
 
 /// The time stamp of every file, and of the images: a build says nothing about when it ran.
 pub(super) const TIME: u64 = 1_767_225_600;
@@ -83,6 +83,7 @@ pub(super) fn cached(
     let stamp = tar.with_extension("diff");
     let _lock = lock()?;
     if let (true, Ok(diff)) = (tar.exists(), fs::read_to_string(&stamp)) {
+        cache::used(&tar);
         return Ok(Layer { name: name.to_owned(), tar, diff });
     }
     let part = tar.with_extension("part");
@@ -99,7 +100,7 @@ pub(super) fn cached(
 
 /// Held while something in the cache folder is made: two runs, say of two checkouts, would write the same files.
 /// Not held while cargo runs, and never twice by one run.
-pub(super) fn lock() -> Result<File> {
+pub(crate) fn lock() -> Result<File> {
     let path = paths::cache()?.join("images.lock");
     let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     if file.try_lock().is_err() {

@@ -17,8 +17,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::{paths, progress};
+use crate::{cache, paths, progress};
+
 use archive::Image;
+pub(crate) use layer::lock;
 
 /// Arguments of `cargo xtask images`.
 #[derive(clap::Args)]
@@ -112,5 +114,6 @@ fn write(out: &std::path::Path, image: &Image) -> Result<Built> {
         image.write(&archive)?;
         std::fs::write(&stamp, &digest).with_context(|| format!("cannot write {}", stamp.display()))?;
     }
+    cache::used(&archive);
     Ok(Built { name: image.name.clone(), reference: image.reference(), archive, digest })
 }

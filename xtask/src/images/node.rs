@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::layer::{self, Layer};
 use super::python;
-use crate::{paths, progress, sh};
+use crate::{cache, paths, progress, sh};
 
 /// Node.js on disk.
 pub(super) struct Node {
@@ -31,6 +31,7 @@ pub(super) fn node() -> Result<Node> {
             Ok(std::fs::remove_dir_all(&part)?)
         })?;
     }
+    cache::used(&root);
     Ok(Node { root, key })
 }
 
@@ -75,6 +76,7 @@ impl Node {
         let folder = paths::ensure(paths::cache()?.join("npm"))?.join(format!("{name}-{}", &key[..16]));
         let _lock = layer::lock()?;
         if folder.exists() {
+            cache::used(&folder);
             return Ok(folder);
         }
         progress::step(&format!("npm packages for {name}"), || {

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::layer;
-use crate::{debian, paths, progress, sh};
+use crate::{cache, debian, paths, progress, sh};
 
 /// `pip`, from wherever the machine has it.
 pub(super) fn pip() -> Result<Command> {
@@ -34,5 +34,6 @@ pub(super) fn packages(name: &str) -> Result<(PathBuf, String)> {
             std::fs::rename(&part, &folder).with_context(|| format!("cannot make {}", folder.display()))
         })?;
     }
+    cache::used(&folder);
     Ok((folder, key))
 }

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::docker::Docker;
 use crate::image_tar::{self, Entry, Image, Layer};
 use crate::progress::step;
-use crate::{gobuild, paths, sh};
+use crate::{cache, gobuild, paths, sh};
 
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,conntrack,iptables,nftables,iproute2,ethtool,util-linux,mount,\
                         kmod,procps,jq,ca-certificates,containerd,runc,containernetworking-plugins,socat,e2fsprogs";
@@ -98,6 +98,7 @@ fn base(folder: &Path) -> Result<PathBuf> {
         sh::logged(&mut command, &paths::logs()?.join("kind-node-base.log"))?;
         std::fs::rename(&partial, &tar)?;
     }
+    cache::used(&tar);
     Ok(tar)
 }
 
