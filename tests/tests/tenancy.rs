@@ -12,7 +12,7 @@ use agentapi_operator::{
 };
 use agentapi_tests::pg::{Database, Server, ServerOptions, wanted as tenant};
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{Connection, Executor, PgConnection, PgPool};
 use std::sync::Arc;
 
 struct Fixture {

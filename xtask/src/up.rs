@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cache, cluster, images, paths, progress, sh};
+use crate::{cache, cluster, debian, images, paths, progress, sh};
 
 /// Namespace of the operator, the runtime and the demo's Postgres.
 const SYSTEM: &str = "agentapi-system";
@@ -57,6 +57,9 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     println!("cluster");
     cluster::up(args.cluster)?;
     let foreign = args.cluster == cluster::Flavor::Existing;
+    if !foreign {
+        debian::ensure(&[("curl", "curl")])?;
+    }
     let built = if foreign {
         fs::write(existing_note()?, args.image_prefix.as_deref().unwrap_or_default())?;
         Vec::new()
