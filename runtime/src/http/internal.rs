@@ -6,16 +6,18 @@ use std::net::{IpAddr, SocketAddr};
 
 use axum::Json;
 use axum::extract::{Request, State};
-use http::StatusCode;
+use http::{Extensions, HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use super::App;
 use super::error::Problem;
 use super::extract::{self, SessionId};
 use super::transcript_budget::TranscriptBudget;
+use super::{App, AppState};
 use crate::auth::AuthError;
 use crate::auth::session_token::SessionClaims;
 use crate::store::TenantScope;
+use crate::store::identity::Organization;
 use crate::store::messages::Message;
 use crate::store::sessions::{Phase, Session};
 
@@ -81,24 +83,14 @@ pub async fn put_messages(
     request: Request,
 ) -> Result<(StatusCode, Json<Taken>), Problem> {
     let (parts, body) = request.into_parts();
-    let peer = parts.extensions.get::<SocketAddr>().map(|peer| peer.ip().to_canonical());
-    let peer = peer.filter(|_| app.internal.check_pod_address);
-    let headers = parts.headers;
-    let claims = app
-        .tokens
-        .verify_session(extract::bearer(&headers)?)
-        .map_err(|_| AuthError::Invalid("the session token is not valid".to_owned()))?;
-    if claims.sub != id {
-        return Err(Problem::no_such_session());
-    }
-    extract::require_content_type(&headers, "application/json")?;
+    let peer = peer(&app, &parts.extensions);
+    let claims = claims(&app, id, &parts.headers)?;
+    extract::require_content_type(&parts.headers, "application/json")?;
     // Only now: whoever has no token makes the runtime hold nothing.
     let body = extract::read_body(body, MAX_TRANSCRIPT_BYTES).await?;
     let transcript: Transcript = extract::parse_json(&body)?;
     transcript.validate()?;
-    let Some(organization) = app.store.organization_by_slug(&claims.org).await? else {
-        return Err(Problem::no_such_session());
-    };
+    let organization = organization(&app, &claims).await?;
     // What runs in a pod belongs to the tenant, so a flood of pushes counts against the tenant.
     let scope = TenantScope { platform: false, ..TenantScope::system(&organization) };
     let mut tx = app.store.tenant_tx(&scope).await?;
@@ -119,6 +111,26 @@ pub async fn put_messages(
     tx.commit().await?;
     grown.count();
     Ok((StatusCode::OK, Json(Taken { taken: messages.len() })))
+}
+
+/// What the token of a session's pod says, when it is this session's.
+pub(super) fn claims(app: &AppState, session: Uuid, headers: &HeaderMap) -> Result<SessionClaims, Problem> {
+    let claims = app
+        .tokens
+        .verify_session(extract::bearer(headers)?)
+        .map_err(|_| AuthError::Invalid("the session token is not valid".to_owned()))?;
+    if claims.sub == session { Ok(claims) } else { Err(Problem::no_such_session()) }
+}
+
+/// The organization of the token.
+pub(super) async fn organization(app: &AppState, claims: &SessionClaims) -> Result<Organization, Problem> {
+    app.store.organization_by_slug(&claims.org).await?.ok_or_else(Problem::no_such_session)
+}
+
+/// Who asks, where pods are known by their addresses.
+pub(super) fn peer(app: &AppState, extensions: &Extensions) -> Option<IpAddr> {
+    let peer = extensions.get::<SocketAddr>().map(|peer| peer.ip().to_canonical());
+    peer.filter(|_| app.internal.check_pod_address)
 }
 
 /// Whether this pod may write this session's transcript now. A token that got out of its pod is worth nothing

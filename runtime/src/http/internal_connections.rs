@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::App;
 use super::error::Problem;
-use super::extract::{self, SessionId};
-use crate::auth::AuthError;
+use super::extract::SessionId;
+use super::internal;
 use crate::store::TenantScope;
 
 /// The connections of a session.
@@ -31,16 +31,8 @@ pub async fn list(
     SessionId(id): SessionId,
     headers: HeaderMap,
 ) -> Result<Json<Connections>, Problem> {
-    let claims = app
-        .tokens
-        .verify_session(extract::bearer(&headers)?)
-        .map_err(|_| AuthError::Invalid("the session token is not valid".to_owned()))?;
-    if claims.sub != id {
-        return Err(Problem::no_such_session());
-    }
-    let Some(organization) = app.store.organization_by_slug(&claims.org).await? else {
-        return Err(Problem::no_such_session());
-    };
+    let claims = internal::claims(&app, id, &headers)?;
+    let organization = internal::organization(&app, &claims).await?;
     let scope = TenantScope { platform: false, ..TenantScope::system(&organization) };
     let mut tx = app.store.tenant_tx(&scope).await?;
     let Some(session) = tx.session(id).await? else {

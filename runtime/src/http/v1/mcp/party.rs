@@ -1,6 +1,5 @@
 //! Who uses the gateway: a user with a JWT, or an agent with the token of its session's pod. May touch: `auth`, `store`.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
@@ -43,8 +42,7 @@ impl Party {
         let invalid = || AuthError::Invalid("the session token is not valid".to_owned());
         let claims = app.tokens.verify_session(extract::bearer(&parts.headers)?).map_err(|_| invalid())?;
         let organization = app.store.organization_by_slug(&claims.org).await?.ok_or_else(invalid)?;
-        let peer = parts.extensions.get::<SocketAddr>().map(|peer| peer.ip().to_canonical());
-        let peer = peer.filter(|_| app.internal.check_pod_address);
+        let peer = internal::peer(app, &parts.extensions);
         let scope = TenantScope { platform: false, ..TenantScope::system(&organization) };
         let mut tx = app.store.tenant_tx(&scope).await?;
         let session = tx.session(claims.sub).await?;
