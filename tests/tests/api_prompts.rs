@@ -243,7 +243,7 @@ async fn a_prompt_lists_the_tools_that_the_gateway_shows() -> Result<()> {
     let tools: Vec<_> = ["search", "get.issue", "delete_all", "beta"].map(tool).into();
     server.set_tools(tools.clone());
     let (admin, alice) = (replica.api(Some(&acme.admin))?, replica.api(Some(&acme.alice))?);
-    let mut tracker = configuration("my tracker", &server.url());
+    let mut tracker = configuration("my-tracker", &server.url());
     // Looks that fail are no reason to stop looking here.
     let patient = json!({"failures": 100});
     tracker["breaker"] = patient.clone();
@@ -262,7 +262,7 @@ async fn a_prompt_lists_the_tools_that_the_gateway_shows() -> Result<()> {
         })
         .await
     };
-    let all = "You have: mcp__docs__search mcp__my_tracker__beta mcp__my_tracker__get_issue mcp__my_tracker__search.";
+    let all = "You have: mcp__docs__search mcp__my-tracker__beta mcp__my-tracker__get_issue mcp__my-tracker__search.";
     let digest = says(&alice, all).await?;
     assert_eq!(shown(&alice, &docs).await?, ["search"]);
     assert_eq!(shown(&alice, &tracker).await?, ["beta", "get.issue", "search"]);
