@@ -50,9 +50,10 @@ impl Prompts {
     ) -> Result<Arc<Composed>, PromptError> {
         let now = tx.prompt_state(workspace.id).await?;
         let agent = &workspace.agent_type;
-        let tools = match now.lists_tools {
-            true => tools::names(agent, &tx.offered_tools(workspace.id, MAX_TOOLS).await?),
-            false => Vec::new(),
+        let tools = if now.lists_tools {
+            tools::names(agent, &tx.offered_tools(workspace.id, MAX_TOOLS).await?)
+        } else {
+            Vec::new()
         };
         let facts = Facts::new(&organization.slug, &workspace.name, user, agent, &now.date, &tools);
         if let Some(composed) = self.cache.get(&now.generations, &facts) {
