@@ -63,12 +63,17 @@ impl Talk {
         self.api.post(&self.path("message"), &json!({"content": text, "type": "user"})).await
     }
 
-    /// Says something that the agent has to take.
+    /// Says something that the agent has to take, as soon as it is not busy with itself: one in a terminal may draw something
+    /// between two turns.
     ///
     /// # Errors
-    /// When it does not.
+    /// When it does not take it in time.
     pub async fn send(&self, text: &str) -> Result<()> {
-        self.say(text).await?.expect(200).map(drop)
+        let taken = eventually("the message is taken", self.patience, async || {
+            let sent = self.say(text).await?;
+            Ok(if sent.status == 409 && sent.problem() == "agent-busy" { Err("busy".to_owned()) } else { Ok(sent) })
+        });
+        taken.await?.expect(200).map(drop)
     }
 
     /// What the agent has said last, once it is done.
@@ -88,17 +93,12 @@ impl Talk {
         self.said().await
     }
 
-    /// Says something as soon as the agent is not busy with itself, and waits for `answer`.
+    /// Says something and waits for `answer`.
     ///
     /// # Errors
     /// When it is not taken or answered.
     pub async fn ask(&self, text: &str, answer: &str) -> Result<Vec<Value>> {
-        eventually("the message is taken", self.patience, async || {
-            let sent = self.say(text).await?;
-            Ok(if sent.status == 409 && sent.problem() == "agent-busy" { Err("busy".to_owned()) } else { Ok(sent) })
-        })
-        .await?
-        .expect(200)?;
+        self.send(text).await?;
         self.says(answer).await
     }
 
