@@ -61,7 +61,7 @@ async fn a_session_that_nobody_uses_is_suspended_and_a_message_wakes_it() -> Res
     assert_eq!(audit(&replica, &acme.admin, "action=session.wake").await?.len(), 0);
 
     // The first message gets through, the agent has its environment and its files, and followers go on.
-    talk.send("env SECRET_WORD").await?;
+    talk.say("env SECRET_WORD").await?.expect(200)?;
     assert_eq!(platform.pods.of(id.parse()?)?.0, pod, "a pod of the same name");
     let messages = talk.says("SECRET_WORD=hunter2").await?;
     let users: Vec<_> = messages.iter().filter(|it| it["role"] == "user").map(|it| it["content"].clone()).collect();
