@@ -122,13 +122,13 @@ mod tests {
         // Used, it stays, and so does what says what it holds.
         used(&root.path().join("layers/a-1.tar"));
         used(&root.path().join("npm/claude-1"));
-        assert_eq!(unused(root.path(), SystemTime::now()).unwrap(), [PathBuf::new(); 0]);
+        assert!(unused(root.path(), SystemTime::now()).unwrap().is_empty());
         old("npm/claude-1", 31);
-        assert!(size(&root.path().join("layers")).unwrap() == 4);
+        assert_eq!(size(&root.path().join("layers")).unwrap(), 4);
         for entry in unused(root.path(), now).unwrap() {
             remove(&entry).unwrap();
         }
         assert!(!root.path().join("npm/claude-1").exists() && root.path().join("npm/claude-2").exists());
-        assert_eq!(unused(&root.path().join("nothing"), now).unwrap(), [PathBuf::new(); 0]);
+        assert!(unused(&root.path().join("nothing"), now).unwrap().is_empty());
     }
 }
