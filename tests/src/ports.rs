@@ -31,6 +31,7 @@ pub fn reserve() -> Result<u16> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
