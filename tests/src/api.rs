@@ -92,7 +92,7 @@ impl Api {
     /// # Errors
     /// When no answer comes.
     pub async fn send(&self, request: reqwest::RequestBuilder) -> Result<Answer> {
-        let response = request.timeout(Duration::from_secs(60)).send().await?;
+        let response = request.timeout(Duration::from_secs(120)).send().await?;
         let status = response.status();
         let content_type = response.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default();
         let content_type = content_type.split(';').next().unwrap_or_default().to_owned();

@@ -241,5 +241,5 @@ impl Agent {
 }
 
 fn free_address() -> Result<SocketAddr> {
-    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?)
+    Ok(([127, 0, 0, 1], crate::ports::reserve()?).into())
 }

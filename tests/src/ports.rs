@@ -1,5 +1,6 @@
-//! Ports for servers that can't be handed a socket. Between finding a free port and listening on it, anybody's outgoing
-//! connection may be given that very port, and a test then talks to a stranger. May touch: UDP ports of the loopback.
+//! Ports and addresses for servers that can't be handed a socket. Between finding a free port and listening on it,
+//! anybody's outgoing connection may be given that very port, and a test then talks to a stranger. May touch: UDP ports
+//! of the loopback.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -29,6 +30,25 @@ pub fn reserve() -> Result<u16> {
     Ok(port)
 }
 
+/// A loopback address at which nothing listens on this port, and which no other call gives out for it as long as this
+/// process lives.
+pub fn reserve_address(port: u16) -> Result<Ipv4Addr> {
+    let random = RandomState::new();
+    // Not 127.0.0.0/16, where others are.
+    let addresses = (0..100_u8).map(|n| {
+        let [a, b, c, ..] = random.hash_one(n).to_be_bytes();
+        Ipv4Addr::new(127, a.max(1), b, c.clamp(1, 254))
+    });
+    let free = |address| {
+        let lock = UdpSocket::bind((address, port)).ok()?;
+        TcpListener::bind((address, port)).ok()?;
+        Some((address, lock))
+    };
+    let (address, lock) = addresses.into_iter().find_map(free).context("no free address")?;
+    RESERVED.lock().unwrap_or_else(PoisonError::into_inner).push(lock);
+    Ok(address)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -44,5 +64,13 @@ mod tests {
         let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
         let lowest: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
         assert!(ports.iter().all(|port| *port < lowest), "{ports:?} and {range}");
+    }
+
+    #[test]
+    fn an_address_is_given_out_once_and_not_while_somebody_listens() {
+        let address = reserve_address(3299).unwrap();
+        assert!(UdpSocket::bind((address, 3299)).is_err(), "another process could have it");
+        assert!(TcpListener::bind((address, 3299)).is_ok(), "its owner can listen");
+        assert_ne!(reserve_address(3299).unwrap(), address);
     }
 }

@@ -1,10 +1,9 @@
 //! Who gets in: every way that a token can be wrong, against a real Postgres and a real key endpoint.
 
-use std::time::Duration;
-
 use agentapi_tests::api::{Answer, Api};
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::serve::idp::{SigningKey, hmac_token, signing_input};
+use agentapi_tests::serve::steps::SOON;
 use agentapi_tests::serve::{Platform, Replica};
 use anyhow::Result;
 use jsonwebtoken::{Algorithm, Header};
@@ -48,7 +47,7 @@ async fn good_tokens_of_every_accepted_algorithm_get_in() -> Result<()> {
     for key in [SigningKey::rs256("rsa")?, SigningKey::es256("ec")?, SigningKey::eddsa("ed")?] {
         let key = platform.idp.add_key(key);
         // A new kid is looked up at once, but not more often than once a second.
-        eventually("the new key is accepted", Duration::from_secs(10), async || {
+        eventually("the new key is accepted", SOON, async || {
             let answer = call(&replica, &key.sign(&claims)?).await?;
             Ok(if answer.status == 200 { Ok(()) } else { Err(answer.body.to_string()) })
         })
@@ -237,7 +236,7 @@ async fn keys_are_cached_rotated_and_dropped() -> Result<()> {
     // Rotation: the new key works soon, the old one stops once the set was refreshed.
     let new = platform.idp.add_key(SigningKey::es256("second")?);
     platform.idp.remove_key(&platform.key.kid);
-    eventually("the new key is accepted", Duration::from_secs(10), async || {
+    eventually("the new key is accepted", SOON, async || {
         let status = call(&replica, &new.sign(&claims)?).await?.status;
         Ok(if status == 200 { Ok(()) } else { Err(status.to_string()) })
     })
@@ -247,7 +246,7 @@ async fn keys_are_cached_rotated_and_dropped() -> Result<()> {
     // The provider is down: the last good set keeps working.
     platform.idp.set_down(true);
     let fetched = platform.idp.fetches();
-    eventually("a refresh was tried", Duration::from_secs(10), async || {
+    eventually("a refresh was tried", SOON, async || {
         assert_eq!(call(&replica, &new.sign(&claims)?).await?.status, 200, "stale if error");
         Ok(if platform.idp.fetches() > fetched { Ok(()) } else { Err("no fetch".to_owned()) })
     })
@@ -262,7 +261,7 @@ async fn a_provider_that_was_never_reached_is_503_and_not_401() -> Result<()> {
     let answer = call(&replica, &tenant.alice).await?;
     assert_eq!((answer.status.as_u16(), answer.problem()), (503, "identity-provider-unavailable"));
     platform.idp.set_down(false);
-    eventually("it recovers", Duration::from_secs(10), async || {
+    eventually("it recovers", SOON, async || {
         let status = call(&replica, &tenant.alice).await?.status;
         Ok(if status == 200 { Ok(()) } else { Err(status.to_string()) })
     })
@@ -305,7 +304,7 @@ async fn a_deleted_organization_is_locked_out_soon() -> Result<()> {
     assert_eq!(call(&replica, &tenant.alice).await?.status, 200);
     let slug = tenant.organization.slug.as_str();
     platform.operator("update organizations set deleted_at = now() where slug = $1", &[slug]).await?;
-    eventually("tokens are refused", Duration::from_secs(15), async || {
+    eventually("tokens are refused", SOON, async || {
         let status = call(&replica, &tenant.alice).await?.status;
         Ok(if status == 401 { Ok(()) } else { Err(status.to_string()) })
     })

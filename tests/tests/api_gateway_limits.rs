@@ -1,18 +1,20 @@
 //! What servers and callers can't use up: memory for answers, places for notifications, labels of metrics, rows.
 
-use std::time::Duration;
-
 use agentapi_tests::api::Api;
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::mcp::raw::{Mood, Raw};
 use agentapi_tests::mcp::setup::{call, configuration, connect, connection, platform, probing, request, rpc};
 use agentapi_tests::serve::Replica;
+use agentapi_tests::serve::steps::SOON;
 use anyhow::{Context, Result};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::sync::RwLock;
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
 const MIB: usize = 1024 * 1024;
+/// One test measures the memory of the whole process: nobody else is at work then.
+static MEMORY: RwLock<()> = RwLock::const_new(());
 
 fn kind(answer: &Value) -> &str {
     answer["error"]["data"]["type"].as_str().unwrap_or_default()
@@ -47,6 +49,7 @@ async fn answers_take_no_more_memory_than_there_is_for_them() -> Result<()> {
     let their_client = connect(&theirs, &connection(&theirs, &configuration("long", &long.url())).await?).await?;
     let echo = |client: &str| json!({"client": client, "name": "echo"});
 
+    let alone = MEMORY.write().await;
     // A list of three million numbers goes through as the text that it is: as a tree it would be a hundred megabytes.
     long.set_mood(Mood::Numbers(3_000_000));
     std::fs::write("/proc/self/clear_refs", "5")?;
@@ -59,6 +62,8 @@ async fn answers_take_no_more_memory_than_there_is_for_them() -> Result<()> {
     }
     let grown = (peak()? - before) / MIB;
     assert!(grown < 120, "{grown} MiB for answers of 6 MiB");
+    println!("{grown} MiB for answers of 6 MiB");
+    drop(alone);
 
     // Two answers that never end hold what an organization may hold.
     long.set_mood(Mood::Long(MIB));
@@ -68,7 +73,7 @@ async fn answers_take_no_more_memory_than_there_is_for_them() -> Result<()> {
         tokio::spawn(async move { rpc(&api, &slow, None, &call("echo", json!({}))).await.map(drop) })
     };
     let mut calls = vec![begin(), begin()];
-    let refused = eventually("an answer that there is no room for", Duration::from_secs(60), async || {
+    let refused = eventually("an answer that there is no room for", SOON, async || {
         // One of them may have come when our own answer was there.
         if let Some(over) = calls.iter_mut().find(|call| call.is_finished()) {
             *over = begin();
@@ -91,7 +96,7 @@ async fn answers_take_no_more_memory_than_there_is_for_them() -> Result<()> {
     for call in calls {
         call.abort();
     }
-    eventually("room again", Duration::from_secs(30), async || {
+    eventually("room again", SOON, async || {
         let answer = admin.post("/v1/mcp/call_tool", &echo(&client)).await?;
         Ok(if answer.status == 200 { Ok(()) } else { Err(answer.body.to_string()) })
     })
@@ -100,6 +105,7 @@ async fn answers_take_no_more_memory_than_there_is_for_them() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn notifications_go_no_other_way_than_calls() -> Result<()> {
+    let _others = MEMORY.read().await;
     let (_platform, replica, acme) = platform(SESSION_POD).await?;
     let (admin, server) = (replica.api(Some(&acme.admin))?, Raw::start().await?);
     let mut body = configuration("raw", &server.url());
@@ -125,6 +131,7 @@ fn problem(answer: &Value) -> &str {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tools_with_names_that_nobody_can_keep_are_not_there() -> Result<()> {
+    let _others = MEMORY.read().await;
     let (platform, _, acme) = platform(SESSION_POD).await?;
     let replica = probing(&platform, 1).await?;
     let (admin, server) = (replica.api(Some(&acme.admin))?, Raw::start().await?);
@@ -141,7 +148,7 @@ async fn tools_with_names_that_nobody_can_keep_are_not_there() -> Result<()> {
         let refused = rpc(&admin, &id, None, &call(name, json!({}))).await?;
         assert_eq!(kind(refused.answer()), "mcp-tool-unnamed", "{refused:?}");
     }
-    eventually("what the prober saw", Duration::from_secs(30), async || {
+    eventually("what the prober saw", SOON, async || {
         let shown = admin.get(&format!("/v1/mcp/configurations/{id}")).await?.expect(200)?;
         let names: Vec<_> = shown["status"]["tools"].as_array().into_iter().flatten().map(|it| &it["name"]).collect();
         Ok(if names == ["echo"] && shown["status"]["state"] == "Ready" { Ok(()) } else { Err(shown.to_string()) })
@@ -151,6 +158,7 @@ async fn tools_with_names_that_nobody_can_keep_are_not_there() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_only_tried_leaves_no_label() -> Result<()> {
+    let _others = MEMORY.read().await;
     let (_platform, replica, acme) = platform(SESSION_POD).await?;
     let (admin, server) = (replica.api(Some(&acme.admin))?, Raw::start().await?);
     let tried = json!({"configuration": configuration("never-saved", &server.url())});

@@ -3,11 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
 
 use agentapi_tests::mcp::raw::Raw;
 use agentapi_tests::mcp::setup::{self, call, configuration, connection, initialize, platform, request, rpc};
-use agentapi_tests::serve::steps::{phase, running_in_main};
+use agentapi_tests::serve::steps::{SOON, phase, running_in_main};
 use anyhow::Result;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -109,7 +108,7 @@ async fn what_is_wrong_with_a_server_is_seen_without_anybody_asking() -> Result<
     let id = connection(&admin, &body).await?;
     let path = format!("/v1/mcp/configurations/{id}");
     let status = async |wanted: &str| {
-        eventually(wanted, Duration::from_secs(20), async || {
+        eventually(wanted, SOON, async || {
             let shown = admin.get(&path).await?.expect(200)?;
             Ok(if shown["status"]["state"] == wanted { Ok(shown["status"].clone()) } else { Err(shown.to_string()) })
         })
@@ -143,7 +142,7 @@ async fn one_replica_looks_and_another_takes_over() -> Result<()> {
     connection(&admin, &configuration("raw", &server.url())).await?;
     let looked = async |more: usize| {
         let before = server.count("initialize");
-        eventually("a look", Duration::from_secs(20), async || {
+        eventually("a look", SOON, async || {
             let now = server.count("initialize");
             Ok(if now >= before + more { Ok(()) } else { Err(format!("{now} looks, {before} before")) })
         })

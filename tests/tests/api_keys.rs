@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 async fn pod(platform: &Platform, slug: &str) -> Result<Pod> {
     Ok(platform.pods.of_sessions(slug).await?.first().context("no pod")?.1.clone())

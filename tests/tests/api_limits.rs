@@ -103,11 +103,13 @@ async fn an_organizations_limit_follows_the_spec_within_seconds_and_is_shared_by
     let (let_in, refused) = until_refused(&alice, 20).await?;
     assert!((5..=7).contains(&let_in), "one of two replicas lets in half of ten, not {let_in}");
     assert_eq!(refused.json::<Value>().await?["limit"], "organization");
-    assert_eq!(get(&bob).await?.status(), StatusCode::TOO_MANY_REQUESTS, "all its users share it");
+    // Every two seconds there is room for one more.
+    let (let_in, _) = until_refused(&bob, 5).await?;
+    assert!(let_in <= 2, "all its users share it: {let_in}");
     assert_eq!(get(&replica.api(Some(&globex.alice))?).await?.status(), StatusCode::OK, "another organization");
 
     quota(&platform, &acme, &json!({"requestsPerSecond": 500, "burst": 1000})).await?;
-    eventually("the new limit", Duration::from_secs(20), async || {
+    eventually("the new limit", SOON, async || {
         let policy = header(&get(&bob).await?, "ratelimit-policy").to_owned();
         Ok(if policy.contains("\"organization\";q=500;w=2") { Ok(()) } else { Err(policy) })
     })
@@ -116,7 +118,7 @@ async fn an_organizations_limit_follows_the_spec_within_seconds_and_is_shared_by
         assert_eq!(get(&alice).await?.status(), StatusCode::OK);
     }
     quota(&platform, &acme, &json!({"requestsPerSecond": SLOW, "burst": 2})).await?;
-    eventually("the limit is low again", Duration::from_secs(20), async || {
+    eventually("the limit is low again", SOON, async || {
         let status = get(&alice).await?.status();
         Ok(if status == StatusCode::TOO_MANY_REQUESTS { Ok(()) } else { Err(status.to_string()) })
     })
@@ -132,9 +134,11 @@ async fn who_does_not_authenticate_is_slowed_down_by_address_and_valid_tokens_go
     config.failed_authentications_burst = 5;
     config.trusted_proxies = vec!["127.0.0.1/32".parse()?];
     let replica = platform.replica_with(config).await?;
+    // One client for all: to make one takes longer than a request.
+    let anybody = replica.api(None)?;
     let call = async |token: &str, from: &str| -> Result<Response> {
-        let api = replica.api(Some(token))?;
-        Ok(api.request(Method::GET, "/v1/workspaces").header("x-forwarded-for", from).send().await?)
+        let request = anybody.request(Method::GET, "/v1/workspaces").bearer_auth(token);
+        Ok(request.header("x-forwarded-for", from).send().await?)
     };
     let claims = platform.claims(&acme.organization.slug, "mallory", "admin");
     let forged = agentapi_tests::serve::idp::SigningKey::es256("first")?.sign(&claims)?;

@@ -16,7 +16,8 @@ async fn shown(browser: &mut Chromium, world: &World, name: &str) -> Result<Wind
     let body = json!({"connection": connection, "redirect": "https://app.test/settings"});
     let begun = api.post("/v1/oauth/init", &body).await?.expect(201)?;
     let window = browser.open(begun["authorizationUrl"].as_str().context("no address")?).await?;
-    browser.wait(&window, "!!document.getElementById('go')").await?;
+    // The page's script runs once all of the page is there.
+    browser.wait(&window, "document.readyState === 'complete' && !!document.getElementById('go')").await?;
     Ok(window)
 }
 
@@ -64,7 +65,7 @@ async fn with_keys_only_a_user_agrees_and_the_window_goes_by_itself() -> Result<
     assert_eq!(browser.evaluate(&window, FOCUS).await?, "return", "keyboards go on at the way back");
     assert_eq!(browser.evaluate(&window, "document.getElementById('return').href").await?, "https://app.test/settings");
     assert_eq!(browser.evaluate(&window, "document.getElementById('go').hidden").await?, true);
-    for _ in 0..100 {
+    for _ in 0..1200 {
         if browser.others(&window).await?.is_empty() {
             break;
         }

@@ -171,7 +171,7 @@ async fn quotas_hold_under_concurrency_and_name_themselves() -> Result<()> {
 
     let slug = tenant.organization.slug.as_str();
     platform.operator("update organizations set quota = '{\"sessions\": 3}' where slug = $1", &[slug]).await?;
-    eventually("the organization's quota is named", Duration::from_secs(15), async || {
+    eventually("the organization's quota is named", SOON, async || {
         let answer = apis[0].post("/v1/sessions", &body).await?;
         assert_eq!(answer.status, 429);
         Ok(if answer.body["quota"] == "organization.sessions" { Ok(()) } else { Err(answer.body.to_string()) })
@@ -189,7 +189,7 @@ async fn quotas_hold_under_concurrency_and_name_themselves() -> Result<()> {
     let id = id_of(&pages[owner]["sessions"][0])?;
     assert_eq!(apis[owner].delete(&format!("/v1/sessions/{id}")).await?.status, 204);
     phase(&apis[owner], &id, "Ended").await?;
-    eventually("there is room again", Duration::from_secs(15), async || {
+    eventually("there is room again", SOON, async || {
         let answer = apis[0].post("/v1/sessions", &body).await?;
         Ok(if answer.status == 201 { Ok(()) } else { Err(answer.body.to_string()) })
     })

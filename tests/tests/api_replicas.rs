@@ -104,7 +104,7 @@ async fn only_one_replica_leads_and_the_next_takes_over() -> Result<()> {
 async fn a_replica_that_shuts_down_says_so_and_ends_streams_cleanly() -> Result<()> {
     let (platform, tenant) = platform().await?;
     let mut config = platform.config();
-    config.shutdown_delay_seconds = 2;
+    config.shutdown_delay_seconds = 8;
     let (one, two) = (platform.replica_with(config).await?, platform.replica().await?);
     let api = one.api(Some(&tenant.alice))?;
     let create = api.request(Method::POST, "/v1/sessions").header("prefer", "wait=30");
@@ -114,14 +114,14 @@ async fn a_replica_that_shuts_down_says_so_and_ends_streams_cleanly() -> Result<
     assert!(stream.next().await.is_some_and(|chunk| chunk.is_ok()));
 
     one.begin_stop();
-    eventually("/ready is 503 while it still serves", Duration::from_secs(2), async || {
+    eventually("/ready is 503 while it still serves", Duration::from_secs(8), async || {
         let answer = one.api(None)?.get("/ready").await?;
         Ok(if answer.status == 503 { Ok(()) } else { Err(answer.status.to_string()) })
     })
     .await?;
     api.get(&format!("/v1/sessions/{id}")).await?.expect(200)?;
     let mut rest = Vec::new();
-    let ended = tokio::time::timeout(Duration::from_secs(10), async {
+    let ended = tokio::time::timeout(SOON, async {
         while let Some(Ok(chunk)) = stream.next().await {
             rest.extend_from_slice(&chunk);
         }

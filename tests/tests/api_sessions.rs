@@ -1,14 +1,13 @@
 //! Sessions from request to transcript: real Postgres, real session host processes as pods.
 
-use std::time::Duration;
-
-use agentapi_tests::api::Api;
+use agentapi_tests::api::{Api, Event};
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::serve::Platform;
 use agentapi_tests::serve::steps::{SOON, id_of, phase, running};
 use anyhow::{Context, Result};
 use reqwest::Method;
 use serde_json::json;
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
@@ -28,6 +27,18 @@ async fn ask(api: &Api, id: &str, content: &str, answer: &str) -> Result<()> {
         Ok(if answered { Ok(()) } else { Err(body.to_string()) })
     })
     .await
+}
+
+/// Events up to and with the first of this kind.
+async fn until(events: &mut mpsc::Receiver<Event>, last: impl Fn(&Event) -> bool) -> Result<Vec<Event>> {
+    let mut seen = Vec::new();
+    loop {
+        let next = tokio::time::timeout(SOON, events.recv()).await;
+        seen.push(next.with_context(|| format!("not among {seen:?}"))?.context("the stream ended")?);
+        if seen.last().is_some_and(&last) {
+            return Ok(seen);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,24 +122,16 @@ async fn events_resume_where_they_were_left() -> Result<()> {
     api.stable(&id, SOON).await?;
 
     let mut events = api.events(&path, None).await?;
-    let mut last = String::new();
-    let mut names = Vec::new();
-    while let Ok(Some(event)) = tokio::time::timeout(Duration::from_secs(2), events.recv()).await {
-        last.clone_from(&event.id);
-        names.push(event.name);
-    }
-    assert!(names.iter().any(|name| name == "message_update"), "{names:?}");
-    assert!(names.iter().any(|name| name == "status_change"), "{names:?}");
+    let begun = until(&mut events, |event| event.name == "status_change").await?;
+    let names: Vec<&str> = begun.iter().map(|event| event.name.as_str()).collect();
+    assert!(names.contains(&"message_update"), "{names:?}");
+    let last = begun.last().map(|event| event.id.clone()).unwrap_or_default();
     assert!(!last.is_empty(), "events carry ids");
     drop(events);
 
     ask(&api, &id, "while nobody watched", "You said: while nobody watched").await?;
     let mut resumed = api.events(&path, Some(&last)).await?;
-    let mut seen = Vec::new();
-    while let Ok(Some(event)) = tokio::time::timeout(Duration::from_secs(2), resumed.recv()).await {
-        seen.push(event);
-    }
-    assert!(seen.iter().any(|it| it.data.to_string().contains("while nobody watched")), "{seen:?}");
+    let seen = until(&mut resumed, |event| event.data.to_string().contains("You said: while nobody watched")).await?;
     assert!(
         !seen.iter().any(|it| it.name == "message_update" && it.data["id"] == 0),
         "what was seen before the pause is not sent again: {seen:?}"

@@ -15,7 +15,7 @@ use futures::StreamExt;
 use tokio::net::TcpListener;
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
-const SOON: Duration = Duration::from_secs(12);
+const SOON: Duration = Duration::from_secs(20);
 
 fn answer(status: u16, headers: &[(&str, String)], body: impl Into<Body>) -> Response {
     let response = headers.iter().fold(Response::builder().status(status), |it, (name, value)| it.header(*name, value));

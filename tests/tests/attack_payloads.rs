@@ -11,6 +11,7 @@ use agentapi_tests::attack::log::Log;
 use agentapi_tests::attack::openapi::{Operation, Place, operations, with};
 use agentapi_tests::attack::payloads::{self, Payload};
 use agentapi_tests::attack::wire;
+use agentapi_tests::serve::steps::SOON;
 use agentapi_tests::serve::{Platform, Replica, Tenant};
 use anyhow::{Context, Result, ensure};
 use futures::StreamExt;
@@ -176,7 +177,7 @@ async fn prepare(platform: &Platform, replica: &Replica, acme: &Tenant, log: Log
     let create = api.request(Method::POST, "/v1/sessions").header("prefer", "wait=30");
     let session = api.send(create.json(&json!({"workspace": "main"}))).await?.expect(201)?;
     let session = session["id"].as_str().context("no id")?.to_owned();
-    api.stable(&session, Duration::from_secs(30)).await?;
+    api.stable(&session, SOON).await?;
     let document = replica.api(None)?.get("/openapi.json").await?.expect(200)?;
     // Sessions that the payloads create need no pod: they fail, and what was stored can be read.
     platform.pods.refuse(Some("no more pods in this test"));
@@ -192,7 +193,7 @@ async fn neighbour(platform: &Platform, replica: &Replica) -> Result<Tenant> {
     let body = json!({"workspace": "main", "prompt": CANARY, "env": {"CANARY": CANARY}});
     let session = api.send(create.json(&body)).await?.expect(201)?;
     let id = session["id"].as_str().context("no id")?;
-    let messages = api.stable(id, Duration::from_secs(30)).await?;
+    let messages = api.stable(id, SOON).await?;
     assert!(json!(messages).to_string().contains(CANARY));
     Ok(globex)
 }
@@ -314,7 +315,7 @@ async fn what_an_agent_gets_is_what_was_written() -> Result<()> {
     let create = api.request(Method::POST, "/v1/sessions").header("prefer", "wait=30").json(&body);
     let session = api.send(create).await?.expect(201)?;
     let id = session["id"].as_str().context("no id")?;
-    let messages = api.stable(id, Duration::from_secs(30)).await?;
+    let messages = api.stable(id, SOON).await?;
     let answer = messages.last().and_then(|message| message["content"].as_str()).unwrap_or_default();
     // The terminal is 80 columns wide, so the end of a long line is on the next one.
     assert!(answer.replace('\n', "").contains(&format!("TRAP={trap}").replace('\n', "")), "{answer}");
@@ -327,7 +328,7 @@ async fn what_an_agent_gets_is_what_was_written() -> Result<()> {
     let all = plain.collect::<Vec<_>>().join(" ");
     let path = format!("/v1/sessions/{id}/message");
     api.post(&path, &json!({"content": all, "type": "user"})).await?.expect(200)?;
-    let messages = api.stable(id, Duration::from_secs(30)).await?;
+    let messages = api.stable(id, SOON).await?;
     let kept =
         messages.iter().rev().find(|message| message["role"] == "user").map(|message| message["content"].clone());
     assert_eq!(kept, Some(json!(all.trim())));

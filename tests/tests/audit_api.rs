@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use agentapi_runtime::audit::chain::Row;
 use agentapi_tests::api::Api;
+use agentapi_tests::serve::steps::SOON;
 use agentapi_tests::serve::{Platform, Replica, Tenant};
 use anyhow::{Context, Result};
 use reqwest::Method;
@@ -34,7 +35,7 @@ async fn running_session(api: &Api) -> Result<String> {
     let session = api.send(create.json(&json!({"workspace": "main", "env": {"K": "hunter2"}}))).await?.expect(201)?;
     assert_eq!(session["phase"], "Running");
     let id = session["id"].as_str().context("no id")?.to_owned();
-    api.stable(&id, std::time::Duration::from_secs(30)).await?;
+    api.stable(&id, SOON).await?;
     Ok(id)
 }
 

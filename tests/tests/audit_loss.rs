@@ -102,13 +102,23 @@ async fn a_killed_postgres_loses_no_acknowledged_row() -> Result<()> {
             })
         })
         .collect();
-    let count = || acknowledged.lock().unwrap().len();
+    // How many rows each writer has had acknowledged.
+    let counts = || {
+        let acknowledged = acknowledged.lock().unwrap();
+        let of = |writer| acknowledged.iter().filter(|id| id.starts_with(&format!("w-{writer}-"))).count();
+        (0..WRITERS).map(of).collect::<Vec<_>>()
+    };
     for round in 1..=3 {
-        // In the middle of it: some hundred rows later than the last time.
-        let goal = count() + 200;
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
-        while count() < goal {
-            assert!(tokio::time::Instant::now() < deadline, "the writers do not write");
+        // In the middle of it: some hundred rows later than the last time, and everybody is connected again.
+        let before = counts();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(120);
+        loop {
+            let now = counts();
+            let all = now.iter().zip(&before).all(|(now, before)| now > before);
+            if all && now.iter().sum::<usize>() >= before.iter().sum::<usize>() + 200 {
+                break;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "the writers do not write: {before:?}, {now:?}");
             sleep(Duration::from_millis(5)).await;
         }
         db.server().crash().await?;

@@ -118,7 +118,7 @@ async fn a_master_key_rotation_goes_on_after_each_kill_and_every_key_can_be_read
         )
         .await;
     let mut child = fixture.rewrap(0);
-    eventually("the process is within a row", Duration::from_secs(20), async || {
+    eventually("the process is within a row", Duration::from_secs(60), async || {
         let asleep = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
         Ok(if fixture.number(asleep).await == 1 { Ok(()) } else { Err("not yet".into()) })
     })

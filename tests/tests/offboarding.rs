@@ -109,7 +109,7 @@ impl Fixture {
     async fn kill_within_a_step(&self, leaving: &Leaving) {
         self.admin("alter table offboardings enable trigger slow").await;
         let mut child = self.process(leaving, 0);
-        eventually("the process is within a step", Duration::from_secs(20), async || {
+        eventually("the process is within a step", Duration::from_secs(60), async || {
             let asleep = self.number("select count(*) from pg_stat_activity where wait_event = 'PgSleep'").await;
             Ok(if asleep == 1 { Ok(()) } else { Err("not yet".into()) })
         })

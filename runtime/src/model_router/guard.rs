@@ -2,6 +2,8 @@
 //! here. It streams answers through and keeps nothing.
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, TcpListener};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,8 +33,17 @@ const REQUEST_HEADERS: [HeaderName; 5] = [
 ];
 /// What the agent gets to see of the answer.
 const RESPONSE_HEADERS: [HeaderName; 2] = [CONTENT_TYPE, RETRY_AFTER];
+/// Below the ports that Linux gives to connections: one of those could be somebody's before the router listens on it.
+const PORTS: Range<u16> = 10_000..20_000;
 /// With this the router lets a system prompt choose a model.
 const CHOICE: (&str, &str) = ("<CCR-SUBAGENT-MODEL>", "</CCR-SUBAGENT-MODEL>");
+
+/// The router can't be told to take any port and say which.
+fn free_port(place: u16) -> Option<u16> {
+    let first = PORTS.start + place % (PORTS.end - PORTS.start);
+    let mut all = (first..PORTS.end).chain(PORTS.start..first);
+    all.find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+}
 
 /// The guard of one router.
 #[derive(Clone)]
@@ -51,13 +62,13 @@ impl Guard {
         let prepare = |error: &dyn std::fmt::Display| RouterError::Prepare(error.to_string());
         let mut random = [0; 32];
         aws_lc_rs::rand::fill(&mut random).map_err(|_| RouterError::Prepare("no random numbers".into()))?;
-        // The router can't be told to take any port and say which.
-        let free = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|free| free.local_addr());
+        let mut place = [0; 2];
+        aws_lc_rs::rand::fill(&mut place).map_err(|_| RouterError::Prepare("no random numbers".into()))?;
         let http = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
         Ok(Self(Arc::new(Inner {
             http: http.connect_timeout(Duration::from_secs(5)).build().map_err(|error| prepare(&error))?,
             password: SecretString::from(hex::encode(random)),
-            port: free.map_err(|error| prepare(&error))?.port(),
+            port: free_port(u16::from_be_bytes(place)).ok_or_else(|| prepare(&"no port is free"))?,
             models: configuration.models().collect(),
         })))
     }

@@ -56,7 +56,8 @@ impl Fastmcp {
         command.arg(script).arg(transport).arg(port.to_string()).args(token);
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let mut server = Self { process, address: SocketAddr::from(([127, 0, 0, 1], port)), transport };
-        for _ in 0..600 {
+        // Python reads a thousand files before it listens.
+        for _ in 0..2400 {
             if tokio::net::TcpStream::connect(server.address).await.is_ok() {
                 return Ok(server);
             }

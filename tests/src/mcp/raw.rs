@@ -150,21 +150,12 @@ impl Raw {
                 json_body(&mut stream, "400 Bad Request", "", &answer).await
             }
             Mood::Long(bytes) if calls => {
-                let result = json!({"content": [{"type": "text", "text": "x".repeat(bytes)}]});
-                json_body(
-                    &mut stream,
-                    "200 OK",
-                    "",
-                    &json!({"jsonrpc": "2.0", "id": seen.body["id"], "result": result}),
-                )
-                .await
+                let text = "x".repeat(bytes);
+                long_body(&mut stream, &seen, &format!(r#"{{"content":[{{"type":"text","text":"{text}"}}]}}"#)).await
             }
             Mood::Numbers(count) if calls => {
-                let (id, numbers) = (&seen.body["id"], "0,".repeat(count.max(1) - 1));
-                let body = format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"numbers":[{numbers}0]}}}}"#);
-                let length = format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
-                head(&mut stream, "200 OK", &length).await?;
-                stream.write_all(body.as_bytes()).await
+                let numbers = "0,".repeat(count.max(1) - 1);
+                long_body(&mut stream, &seen, &format!(r#"{{"numbers":[{numbers}0]}}"#)).await
             }
             Mood::Hangs(bytes) if calls => {
                 let length = format!("content-type: application/json\r\ncontent-length: {}\r\n", bytes + 1);
@@ -258,6 +249,14 @@ async fn json_body(stream: &mut TcpStream, status: &str, headers: &str, body: &V
     let body = body.to_string();
     let length = format!("{headers}content-type: application/json\r\ncontent-length: {}\r\n", body.len());
     head(stream, status, &length).await?;
+    stream.write_all(body.as_bytes()).await
+}
+
+/// What serde would take seconds for.
+async fn long_body(stream: &mut TcpStream, seen: &Seen, result: &str) -> std::io::Result<()> {
+    let body = format!(r#"{{"jsonrpc":"2.0","id":{},"result":{result}}}"#, seen.body["id"]);
+    let length = format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
+    head(stream, "200 OK", &length).await?;
     stream.write_all(body.as_bytes()).await
 }
 

@@ -129,14 +129,15 @@ impl Platform {
             check_pod_address: true,
             session_transcript_bytes: 4 << 20,
             organization_transcript_bytes: 19 << 19,
-            start_deadline_seconds: 60,
+            start_deadline_seconds: 120,
             outbound_open_ranges: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
             mcp_probe_seconds: 0,
             master_key_dir: Some(self.folder.path().join("master")),
             public_url: "http://agentapi.test".parse().ok(),
             oauth_return_origins: "https://app.test".parse().into_iter().collect(),
-            oauth_upkeep_seconds: 60,
+            // Never: tests count what is asked of providers.
+            oauth_upkeep_seconds: 3600,
         }
     }
 
@@ -254,9 +255,13 @@ impl Replica {
         Ok(())
     }
 
-    /// Ends it as a crash does: nothing is finished, nothing is said.
-    pub fn crash(self) {
-        drop(self);
+    /// Ends it as a crash does: nothing is finished, nothing is said. Afterwards nothing of it is at work.
+    pub fn crash(mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Waiting is allowed on a thread that runs no tasks.
+            let ended = std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_secs(20)));
+            let _ = ended.join();
+        }
     }
 }
 

@@ -5,7 +5,6 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,8 +31,6 @@ pub struct ProcessPods {
     public_x: String,
     agent: PathBuf,
     folder: TempDir,
-    next: AtomicU32,
-    shard: u32,
     state: Mutex<State>,
 }
 
@@ -84,15 +81,12 @@ impl Drop for Process {
 impl ProcessPods {
     /// `binary` is `session-pod`.
     pub fn new(binary: &str, public_x: &str) -> Result<Self> {
-        static SHARDS: AtomicU32 = AtomicU32::new(0);
         let agent = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/tests/fixtures/repl.sh").canonicalize()?;
         Ok(Self {
             binary: PathBuf::from(binary),
             public_x: public_x.to_owned(),
             agent,
             folder: tempfile::tempdir()?,
-            next: AtomicU32::new(1),
-            shard: SHARDS.fetch_add(1, Ordering::Relaxed),
             state: Mutex::default(),
         })
     }
@@ -173,14 +167,6 @@ impl ProcessPods {
         self.state().running.len()
     }
 
-    /// Addresses are unique to this process, platform and pod, so that tests in parallel do not meet.
-    fn address(&self) -> Ipv4Addr {
-        let (process, pod) = (std::process::id(), self.next.fetch_add(1, Ordering::Relaxed));
-        let shard = u8::try_from(self.shard % 250).unwrap_or(0);
-        let high = u8::try_from(process % 199).unwrap_or(0) + 2;
-        Ipv4Addr::new(127, high, shard, u8::try_from(pod % 250).unwrap_or(0) + 1)
-    }
-
     /// `session` is the one that the pod is made for and the id of the key of its token.
     fn spawn(
         &self,
@@ -190,7 +176,7 @@ impl ProcessPods {
         session: Option<(Uuid, &str)>,
     ) -> Result<()> {
         let home = self.make_folders(name)?;
-        let ip = self.address();
+        let ip = crate::ports::reserve_address(SESSION_PORT)?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(home.join("log"))?;
         let mut command = Command::new(&self.binary);
         command

@@ -10,8 +10,9 @@ use super::{Platform, Replica, Tenant};
 use crate::api::Api;
 use crate::cluster::eventually;
 
-/// How long a session may take to reach its next phase.
-pub const SOON: Duration = Duration::from_secs(40);
+/// How long a session may take to reach its next phase: real agents on a busy machine, and replicas that notice only
+/// after a while that another one is gone.
+pub const SOON: Duration = Duration::from_secs(120);
 
 impl Platform {
     /// A platform with one replica and the tenant `acme`. `session_pod` is the path of that binary.
@@ -46,7 +47,7 @@ pub async fn running(api: &Api, body: Value) -> Result<String> {
 
 /// The same in workspace `main`, in one request that waits.
 pub async fn running_in_main(api: &Api) -> Result<String> {
-    let create = api.request(Method::POST, "/v1/sessions").header("prefer", "wait=30");
+    let create = api.request(Method::POST, "/v1/sessions").header("prefer", "wait=60");
     let session = api.send(create.json(&json!({"workspace": "main"}))).await?.expect(201)?;
     anyhow::ensure!(session["phase"] == "Running", "it does not run: {session}");
     id_of(&session)
