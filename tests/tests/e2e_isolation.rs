@@ -76,19 +76,28 @@ async fn break_and_heal(tenant: &Tenant, fence: Fence<'_>) {
     })
     .await
     .unwrap();
-    let events = cluster.kubectl(&["get", "events", "-A", "-o", "json"]).unwrap();
-    let events: Value = serde_json::from_str(&events).unwrap();
-    let told = events["items"].as_array().unwrap().iter().any(|event| {
-        event["reason"] == "IsolationBreached"
-            && event["involvedObject"]["name"] == slug
-            && event["message"].as_str().is_some_and(|note| note.contains(finding))
-    });
-    assert!(told, "{finding}: there is no Event");
+    // Events are sent in the background.
+    eventually(&format!("{finding}: an Event"), PERIOD, async || {
+        let events: Value = serde_json::from_str(&cluster.kubectl(&["get", "events", "-A", "-o", "json"])?)?;
+        let told = events["items"].as_array().into_iter().flatten().any(|event| {
+            event["reason"] == "IsolationBreached"
+                && event["involvedObject"]["name"] == slug
+                && event["message"].as_str().is_some_and(|note| note.contains(finding))
+        });
+        Ok(if told { Ok(()) } else { Err("none".to_owned()) })
+    })
+    .await
+    .unwrap();
     let audit = format!(
         "select count(*) > 0 from audit_log where org_slug = '{slug}' and action = 'organization.isolation-breached'
          and detail ->> 'probe' = '{probe}' and position($x${finding}$x$ in detail ->> 'finding') > 0"
     );
-    assert_eq!(tenant.sql(&audit), "t", "{finding}: there is no row in the audit log");
+    eventually(&format!("{finding}: a row in the audit log"), PERIOD, async || {
+        let there = tenant.sql(&audit);
+        Ok(if there == "t" { Ok(()) } else { Err(there) })
+    })
+    .await
+    .unwrap();
     becomes(cluster, slug, "True", "", HEALED).await;
     // Nothing of this has made the tenant unusable.
     let ready = cluster.condition("organization", None, slug, "Ready").unwrap();

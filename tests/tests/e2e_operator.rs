@@ -194,8 +194,13 @@ async fn a_bad_reference_is_named_and_nothing_is_created() {
     let allow = r#"{"spec":{"allowedNamespaces":{"names":["team-e2e-refused","default"]}}}"#;
     tenant.cluster.kubectl(&["patch", "organization", "e2e-refused", "--type=merge", "-p", allow]).unwrap();
     refused("default", "web", "NameConflict").await;
-    let events = tenant.cluster.kubectl(&["-n", "default", "get", "events", "-o", "json"]).unwrap();
-    assert!(events.contains("NameConflict") && events.contains("choose another name"), "there is no Event");
+    eventually("an Event", SETTLE, async || {
+        let events = tenant.cluster.kubectl(&["-n", "default", "get", "events", "-o", "json"])?;
+        let told = events.contains("NameConflict") && events.contains("choose another name");
+        Ok(if told { Ok(()) } else { Err("none".to_owned()) })
+    })
+    .await
+    .unwrap();
 
     let policy = |template: &str| {
         format!(

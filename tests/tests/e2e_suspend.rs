@@ -20,13 +20,21 @@ struct Patient<'a>(&'a Cluster);
 impl Patient<'_> {
     fn apply(&self) {
         let yaml = std::fs::read_to_string(repo().join("examples/suspend.yaml")).unwrap();
-        self.0
-            .apply(
-                &yaml
-                    .replace("idleAfter: 10m", "idleAfter: 10s")
-                    .replace("maxSessions: 2", "maxSessions: 2\n  warmPool: 1"),
-            )
-            .unwrap();
+        self.0.apply(&yaml.replace("maxSessions: 2", "maxSessions: 2\n  warmPool: 1")).unwrap();
+    }
+
+    /// `10s` when a session shall be suspended, and `10m` while it is looked at.
+    async fn idle_after(&self, time: &str) {
+        let patch = json!({"spec": {"suspend": {"idleAfter": time}}}).to_string();
+        let args = ["-n", "team-acme", "patch", "workspace", "patient", "--type=merge", "-p", &patch];
+        self.0.kubectl(&args).unwrap();
+        eventually("the operator has seen it", READY, async || {
+            let seen = self.0.get("workspace", Some("team-acme"), "patient")?.unwrap_or_default();
+            let observed = seen["status"]["observedGeneration"] == seen["metadata"]["generation"];
+            Ok(if observed { Ok(()) } else { Err(seen["status"].to_string()) })
+        })
+        .await
+        .unwrap();
     }
 }
 
@@ -94,11 +102,13 @@ async fn a_suspended_session_goes_on_where_it_was() {
         let before = turns(&requests, &first).await;
         assert!(before > 0);
 
+        patient.idle_after("10s").await;
         phase(&alice, &id, "Suspended").await;
         assert_eq!(cluster.session_pod(&id).unwrap(), None);
         assert_eq!(owners(&cluster, "persistentvolumeclaim", &volume), Some(0), "the volume stays and is nobody's");
         assert_eq!(owners(&cluster, "secret", &secret), Some(0), "the Secret stays and is nobody's");
         let mut events = alice.events(&format!("/v1/sessions/{id}/events"), Some("gone-1")).await.unwrap();
+        patient.idle_after("10m").await;
 
         let then = Instant::now();
         let second = format!("second words of {round}");
@@ -127,6 +137,7 @@ async fn a_suspended_session_goes_on_where_it_was() {
         talk.says(&third).await.unwrap();
         assert!(turns(&requests, &third).await > before);
 
+        patient.idle_after("10s").await;
         // Suspended once more, it ends without ever having a pod again.
         phase(&alice, &id, "Suspended").await;
         assert_eq!(alice.delete(&format!("/v1/sessions/{id}")).await.unwrap().status, 204);
@@ -137,6 +148,7 @@ async fn a_suspended_session_goes_on_where_it_was() {
         })
         .await
         .unwrap();
+        patient.idle_after("10m").await;
         if round == "warm" {
             // The next session must not find a warm pod.
             let off = r#"{"spec":{"warmPool":0}}"#;
