@@ -114,7 +114,7 @@ async fn headers_of_a_token_are_data_and_never_an_address() -> Result<()> {
     let address = canary.local_addr()?;
     let url = format!("http://{address}/keys");
     let mine = SigningKey::es256("mine")?;
-    let fetches = platform.idp.fetches();
+    let (fetches, began) = (platform.idp.fetches(), std::time::Instant::now());
 
     let long = "k".repeat(8000);
     let kids = [
@@ -193,7 +193,8 @@ async fn headers_of_a_token_are_data_and_never_an_address() -> Result<()> {
     let connected = tokio::time::timeout(std::time::Duration::from_millis(300), canary.accept()).await;
     assert!(connected.is_err(), "an address in a token was called");
     // Unknown kids may make the server look for new keys, but only at the provider and not each time.
-    assert!(platform.idp.fetches() - fetches <= 30, "{} fetches", platform.idp.fetches() - fetches);
+    let allowed = usize::try_from(began.elapsed().as_secs())? + 2;
+    assert!(platform.idp.fetches() - fetches <= allowed, "{} fetches", platform.idp.fetches() - fetches);
     Ok(())
 }
 

@@ -162,6 +162,13 @@ async fn what_cannot_be_kept_is_not_taken() {
     let session = pod.start().await;
     session.ask("before").await;
     session.stable().await;
+    // That it is stable is saved, too, in the background.
+    let saved = pod.path("state/state.json");
+    until("the last save", async || {
+        let age = std::fs::metadata(&saved).ok()?.modified().ok()?.elapsed().ok()?;
+        (age > Duration::from_secs(1)).then_some(())
+    })
+    .await;
     // A disk that takes nothing more.
     std::fs::rename(pod.path("state"), pod.path("elsewhere")).unwrap();
     let say = async |text: &str| session.post("/message", json!({"content": text, "type": "user"})).await;

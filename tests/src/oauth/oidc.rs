@@ -1,10 +1,8 @@
 //! The real provider (npm oidc-provider, `images/oidc`) as a local process. `cargo xtask test` brings Node.js and the
 //! packages (`NODE`, `OIDC_MODULES`); by hand, `node` and `npm` on PATH do.
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,6 +15,9 @@ use crate::cluster::eventually;
 
 const IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../images/oidc");
 
+/// What it has printed.
+const LOG: &str = "log";
+
 /// A running provider.
 pub struct Oidc {
     /// Its issuer, which is the address of the gate.
@@ -24,8 +25,7 @@ pub struct Oidc {
     /// Close it and the provider is down.
     pub gate: Gate,
     process: Child,
-    lines: Arc<Mutex<Vec<Value>>>,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Oidc {
@@ -53,26 +53,18 @@ impl Oidc {
         let port = crate::ports::reserve()?;
         let gate = Gate::start(([127, 0, 0, 1], port).into()).await?;
         let issuer = format!("http://{}", gate.address);
-        let mut process = Command::new(agents::node())
+        let process = Command::new(agents::node())
             .arg("server.mjs")
             .current_dir(folder.path())
             .env("OIDC_ISSUER", &issuer)
             .env("OIDC_PORT", port.to_string())
             .env("OIDC_MORE_CLIENTS_FILE", folder.path().join("more.json"))
-            .stdout(Stdio::piped())
+            // Whoever reads a pipe may be late; in a file a line is there before the answer that it is about.
+            .stdout(std::fs::File::create(folder.path().join(LOG))?)
             .stderr(Stdio::null())
             .spawn()
             .context("cannot start Node.js; put node on PATH or its path into NODE")?;
-        let lines = Arc::<Mutex<Vec<Value>>>::default();
-        let (output, kept) = (process.stdout.take().context("no output")?, Arc::clone(&lines));
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if let Ok(line) = serde_json::from_str(&line) {
-                    kept.lock().unwrap_or_else(PoisonError::into_inner).push(line);
-                }
-            }
-        });
-        let oidc = Self { issuer, gate, process, lines, _folder: folder };
+        let oidc = Self { issuer, gate, process, folder };
         let discovery = format!("{}/.well-known/openid-configuration", oidc.issuer);
         let http = reqwest::Client::builder().no_proxy().build()?;
         eventually("the provider's metadata", Duration::from_secs(60), async || {
@@ -92,10 +84,10 @@ impl Oidc {
 
     /// How often something was done, such as `{"event": "grant", "type": "refresh_token"}`.
     pub fn count(&self, wanted: &Value) -> usize {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let log = std::fs::read_to_string(self.folder.path().join(LOG)).unwrap_or_default();
         let fits =
-            |line: &&Value| wanted.as_object().is_some_and(|all| all.iter().all(|(key, value)| line[key] == *value));
-        lines.iter().filter(fits).count()
+            |line: &Value| wanted.as_object().is_some_and(|all| all.iter().all(|(key, value)| line[key] == *value));
+        log.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(fits).count()
     }
 
     /// How many refresh tokens were exchanged.
