@@ -19,7 +19,7 @@ use serde_json::json;
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
 /// A turn with its tools, on a machine that has other things to do.
-const TURN: Duration = Duration::from_secs(90);
+const TURN: Duration = Duration::from_secs(180);
 
 /// A session of the tenant's user with a real agent.
 async fn begin(replica: &Replica, acme: &Tenant) -> Result<Talk> {

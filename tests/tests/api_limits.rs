@@ -2,7 +2,6 @@
 //! limit, for how long, and every answer says how the limits stand.
 
 use std::num::NonZeroU32;
-use std::time::Duration;
 
 use agentapi_tests::api::Api;
 use agentapi_tests::cluster::eventually;

@@ -14,7 +14,7 @@ use serde_json::json;
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
 /// A turn, on a machine that has other things to do.
-const TURN: Duration = Duration::from_secs(90);
+const TURN: Duration = Duration::from_secs(180);
 
 #[rstest]
 #[case::claude("claude", "pty")]

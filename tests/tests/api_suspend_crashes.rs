@@ -1,8 +1,6 @@
 //! Sessions that lose their pod, or the replica that is at work on them, go on where they were: real Postgres, real session
 //! hosts.
 
-use std::time::Duration;
-
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::serve::policies::audit;
 use agentapi_tests::serve::steps::{SOON, phase, running_in_main};
@@ -113,7 +111,7 @@ async fn a_crash_while_its_agent_starts_is_made_good_by_the_other() -> Result<()
     let talk = suspended(&api).await?;
     let id = talk.id.clone();
     let sent = tokio::spawn(async move { talk.say("lost").await });
-    eventually("a pod", Duration::from_secs(20), async || {
+    eventually("a pod", SOON, async || {
         Ok(platform.pods.of(id.parse()?).map(|_| ()).map_err(|error| error.to_string()))
     })
     .await?;
