@@ -218,6 +218,8 @@ impl Server {
             servers.spawn(upkeep::run(oauth, every, app.leaving.clone()));
         }
         servers.spawn(rate_limit::forget_organizations(App::clone(&app), app.leaving.clone()));
+        let (mcp, closing) = (Arc::clone(&app.mcp), app.closing.clone());
+        servers.spawn(async move { mcp.cancellations().run(mcp.store(), closing).await });
         if config.mcp_probe_seconds > 0 {
             let every = Duration::from_secs(config.mcp_probe_seconds);
             servers.spawn(prober::run(Arc::clone(&app.mcp), every, app.leaving.clone()));

@@ -27,7 +27,7 @@ async fn a_session_goes_through_to_a_real_server_with_progress_on_the_way() -> R
         let (_server, id) = protected(&platform, &acme, &admin, transport).await?;
         let session = initialize(&alice, &id).await?;
         let session = session.as_deref();
-        assert_eq!(session.is_some(), transport == "http");
+        assert!(session.is_some(), "{transport}");
         let listed = rpc(&alice, &id, session, &request(2, "tools/list", json!({}))).await?;
         let tools = listed.answer()["result"]["tools"].as_array().unwrap().clone();
         assert!(tools.iter().any(|tool| tool["name"] == "echo") && tools.iter().all(|tool| tool["name"] != "broken"));
@@ -43,7 +43,8 @@ async fn a_session_goes_through_to_a_real_server_with_progress_on_the_way() -> R
         assert_eq!((denied.status, kind(denied.answer())), (200, "mcp-tool-not-allowed"), "{denied:?}");
         let unknown = rpc(&alice, &id, session, &request(4, "server/format-disk", json!({}))).await?;
         assert_eq!(unknown.answer()["error"]["code"], -32601, "{unknown:?}");
-        if let Some(session) = session {
+        // Behind the older transport nothing is kept between requests, so nothing ends.
+        if let Some(session) = session.filter(|_| transport == "http") {
             let end = alice.request(Method::DELETE, &format!("/v1/mcp/gateway/{id}")).header("mcp-session-id", session);
             assert_eq!(alice.send(end).await?.status, 204);
             let over = rpc(&alice, &id, Some(session), &request(5, "tools/list", json!({}))).await?;

@@ -179,7 +179,8 @@ enum Bench {
         #[arg(long)]
         max_ratio: Option<f64>,
     },
-    /// What the MCP gateway adds to a call, and what a session costs: real FastMCP and Postgres, no cluster; a minute.
+    /// How long connecting takes, what the MCP gateway adds to a call, and what a session costs: real FastMCP,
+    /// oidc-provider and Postgres, no cluster; a minute.
     Mcp,
 }
 
@@ -207,7 +208,8 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
         }
         Bench::Mcp => {
             let words = ["run", "--quiet", "--release", "-p", "agentapi-tests", "--bin", "mcp-bench"];
-            cargo("MCP through the gateway and without it", &words, &[])
+            let (node, oidc) = images::node_with("oidc")?;
+            cargo("MCP through the gateway and without it", &words, &[("NODE", node), ("OIDC_MODULES", oidc)])
         }
     }
 }

@@ -13,11 +13,13 @@ use super::connection::Transport;
 use super::error::UpstreamError;
 use super::protocol::{answer_to_server, outcome};
 use super::rpc::Message;
-use super::upstream::{Answer, Events, Outgoing, Target, Upstream};
+use super::upstream::{Answer, Events, Outgoing, PATIENCE, Target, Upstream};
 
 /// A conversation.
 pub struct Legacy {
     events: Events,
+    /// When it is over, whatever goes on in it.
+    last: Instant,
     /// Where messages go.
     messages: String,
 }
@@ -30,6 +32,7 @@ impl Legacy {
     /// Opens the stream and waits for the server to say where messages go.
     pub async fn open(upstream: &Upstream, target: Target<'_>) -> Result<Self, UpstreamError> {
         let patience = target.connection.call_timeout;
+        let last = Instant::now() + patience * PATIENCE;
         let outgoing =
             Outgoing { method: Method::GET, url: None, body: None, headers: HeaderMap::new(), open_ended: true };
         let Answer::Events(mut events) = upstream.exchange(target, &outgoing).await?.answer else {
@@ -44,7 +47,7 @@ impl Legacy {
             let event = next.ok_or(UpstreamError::BrokeOff)??;
             if event.name.as_deref() == Some("endpoint") {
                 let messages = endpoint(base, event.data.as_deref().unwrap_or_default())?;
-                return Ok(Self { events, messages });
+                return Ok(Self { events, last, messages });
             }
         }
     }
@@ -81,15 +84,21 @@ impl Legacy {
     /// The next message but for those that ask us something, which are answered here.
     pub async fn next(&mut self, upstream: &Upstream, target: Target<'_>) -> Result<Message, UpstreamError> {
         let patience = target.connection.call_timeout;
-        let deadline = Instant::now() + patience;
+        let deadline = self.last.min(Instant::now() + patience);
         loop {
-            let next = timeout_at(deadline, self.events.next()).await.map_err(|_| UpstreamError::TimedOut(patience))?;
-            let Some(data) = next.ok_or(UpstreamError::BrokeOff)??.data else { continue };
-            let message = Message::parse(data.as_bytes()).map_err(|error| UpstreamError::NotMcp(error.to_string()))?;
+            let heard = timeout_at(deadline, self.hear()).await;
+            let message = heard.map_err(|_| UpstreamError::TimedOut(patience))??;
             match answer_to_server(&message) {
                 Some(answer) => self.tell(upstream, target, &answer).await?,
                 None => return Ok(message),
             }
+        }
+    }
+
+    async fn hear(&mut self) -> Result<Message, UpstreamError> {
+        loop {
+            let Some(data) = self.events.next().await.ok_or(UpstreamError::BrokeOff)??.data else { continue };
+            return Message::parse(data.as_bytes()).map_err(|error| UpstreamError::NotMcp(error.to_string()));
         }
     }
 }
@@ -106,7 +115,56 @@ fn endpoint(base: &str, said: &str) -> Result<String, UpstreamError> {
 
 #[cfg(test)]
 mod tests {
-    use super::endpoint;
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::mcp::connection::{Connection, Identity, Origin, Place};
+    use crate::mcp::credentials::NoOauth;
+    use crate::mcp::sse::Event;
+    use crate::outbound::{Outbound, Ranges};
+    use crate::store::identity::Organization;
+    use serde_json::json;
+    use std::sync::Arc;
+    use std::time::Duration;
+    use uuid::Uuid;
+
+    #[tokio::test]
+    async fn a_server_that_tells_of_progress_for_ever_is_left() {
+        let identity = Identity {
+            id: Uuid::nil(),
+            name: "endless".to_owned(),
+            origin: Origin::Api,
+            namespace: None,
+            workspace_id: None,
+            generation: 1,
+        };
+        let place = Place { organization: "acme", cluster_domain: "cluster.local" };
+        let spec = json!({"transport": {"sse": {"url": "https://mcp.example.com/sse"}}});
+        let mut connection = Connection::read(place, identity, &spec, Ranges::default()).unwrap();
+        connection.call_timeout = Duration::from_secs(60);
+        let organization = Arc::new(Organization::for_tests("acme"));
+        let target = Target { organization: &organization, user: None, connection: &connection };
+        let upstream = Upstream::new(Outbound::new(Ranges::default()), reqwest::Client::new(), Arc::new(NoOauth));
+        let progress = json!({"jsonrpc": "2.0", "method": "notifications/progress", "params": {}}).to_string();
+        let events = futures::stream::unfold((), move |()| {
+            let event = Event { data: Some(progress.clone()), ..Event::default() };
+            async move {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                Some((Ok(event), ()))
+            }
+        });
+        let last = Instant::now() + Duration::from_millis(100);
+        let mut legacy = Legacy { events: events.boxed(), last, messages: String::new() };
+        let mut heard = 0;
+        let end = loop {
+            match legacy.next(&upstream, target).await {
+                Ok(_) => heard += 1,
+                Err(error) => break error,
+            }
+            assert!(Instant::now() < last + Duration::from_secs(10), "it goes on");
+        };
+        assert_eq!(end, UpstreamError::TimedOut(connection.call_timeout));
+        assert!(heard > 0);
+    }
 
     #[test]
     fn messages_go_to_the_server_that_was_configured() {

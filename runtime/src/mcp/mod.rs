@@ -4,6 +4,7 @@
 //! May touch: Postgres through `store`, the servers through `outbound`, one named Secret at a time. Imports nothing of
 //! `http`.
 
+pub mod cancellations;
 pub mod client;
 pub mod connection;
 pub mod credentials;

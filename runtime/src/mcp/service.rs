@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
+use super::cancellations::Cancellations;
 use super::client::{Answered, McpClient};
 use super::connection::{Connection, Place, Unusable};
 use super::error::UpstreamError;
@@ -86,6 +87,7 @@ pub struct Mcp {
     store: Store,
     metrics: Metrics,
     cluster_domain: String,
+    cancellations: Cancellations,
 }
 
 fn pins_of(tools: &[ToolDigest]) -> Pins {
@@ -95,7 +97,7 @@ fn pins_of(tools: &[ToolDigest]) -> Pins {
 impl Mcp {
     /// With these parts.
     pub fn new(client: McpClient, store: Store, metrics: Metrics, cluster_domain: String) -> Arc<Self> {
-        Arc::new(Self { client, store, metrics, cluster_domain })
+        Arc::new(Self { client, store, metrics, cluster_domain, cancellations: Cancellations::default() })
     }
 
     /// Where connections are.
@@ -106,6 +108,11 @@ impl Mcp {
     /// For whoever passes messages on.
     pub fn client(&self) -> &McpClient {
         &self.client
+    }
+
+    /// Requests that were cancelled, at whichever replica.
+    pub fn cancellations(&self) -> &Cancellations {
+        &self.cancellations
     }
 
     /// Reads a row.

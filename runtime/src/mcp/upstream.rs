@@ -31,7 +31,7 @@ const ANSWERS_OF_AN_ORGANIZATION: usize = 64 * 1024 * 1024;
 /// What comes is there up to so many times: as it was read, as a buffer that grows, as an answer, as it goes on.
 const COPIES: usize = 4;
 /// A server that goes on telling about its progress may take this many times as long as one that is silent.
-const PATIENCE: u32 = 10;
+pub(super) const PATIENCE: u32 = 10;
 
 /// Name of the header that says which session a message belongs to.
 pub const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");

@@ -2,6 +2,7 @@
 //! on the tenant's database role, and row-level security does the rest. May touch: Postgres.
 
 pub mod audit;
+pub mod cancellations;
 pub mod clients;
 pub mod connections;
 pub mod identity;

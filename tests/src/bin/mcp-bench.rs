@@ -1,12 +1,14 @@
-//! `cargo xtask bench mcp`: what the gateway adds to a call of a tool, direct and through it in turns, and what a
-//! session with an MCP server costs in memory. Real FastMCP, real Postgres, no cluster; everything on this machine.
+//! `cargo xtask bench mcp`: how long connecting takes, what the gateway adds to a call of a tool, direct and through it
+//! in turns, and what a session with an MCP server costs in memory. Real FastMCP, real oidc-provider, real Postgres, no
+//! cluster; everything on this machine.
 #![allow(clippy::cast_precision_loss)]
 use agentapi_tests::{
     api::Api,
     mcp::{
         fastmcp::Fastmcp,
-        setup::{call, configuration, connection, initialize, rpc},
+        setup::{call, configuration, connect, connection, initialize, rpc},
     },
+    oauth::{World, agent::Decision},
     serve::{Platform, Replica},
 };
 use anyhow::{Context, Result, ensure};
@@ -21,6 +23,9 @@ struct Args {
     /// Calls of each kind.
     #[arg(long, default_value_t = 400)]
     calls: usize,
+    /// Connects of each kind.
+    #[arg(long, default_value_t = 100)]
+    connects: usize,
     /// Organizations.
     #[arg(long, default_value_t = 100)]
     organizations: usize,
@@ -33,14 +38,62 @@ struct Args {
 async fn main() -> Result<()> {
     let args = Args::parse();
     // No sessions of agents here, so no pods: the path is not looked at.
-    let platform = Platform::start("session-pod").await?;
+    let world = World::start("session-pod").await?;
+    let platform = &world.platform;
     let mut config = platform.config();
     config.outbound_open_ranges = vec!["127.0.0.0/8".parse()?];
     config.db_max_connections = 16;
     let replica = platform.replica_with(config).await?;
     let server = Fastmcp::start("http", None).await?;
-    latency(&platform, &replica, &server, args.calls).await?;
-    memory(&platform, &replica, &server, &args).await
+    connecting(&world, &server, args.connects).await?;
+    latency(&world, &replica, &server, args.calls).await?;
+    memory(platform, &replica, &server, &args).await
+}
+
+fn heading(what: &str) {
+    println!("{what:<24}{:>8}{:>12}{:>12}", "times", "p50 ms", "p99 ms");
+}
+
+fn row(name: &str, values: &mut [f64]) {
+    println!("{name:<24}{:>8}{:>12.2}{:>12.2}", values.len(), rank(values, 50), rank(values, 99));
+}
+
+/// `POST /v1/mcp/connect` to a connection with OAuth: at a replica that has done it before, and at one that has done
+/// nothing yet, with an access token that has ended.
+async fn connecting(world: &World, server: &Fastmcp, times: usize) -> Result<()> {
+    let oauth = json!({"clientSecretRef": "client_secret_basic", "url": server.url()});
+    let id = world.connection(&world.acme, "connecting", &oauth).await?;
+    let alice = Some(world.acme.alice.as_str());
+    world.consent(&world.replica.api(alice)?, id, Decision::Allow).await?.expect(200)?;
+    let once = async |replica: &Replica| -> Result<f64> {
+        let api = replica.api(alice)?;
+        let began = Instant::now();
+        let client = connect(&api, &id.to_string()).await?;
+        let took = began.elapsed().as_secs_f64() * 1000.0;
+        // A user has a hundred clients at most.
+        let gone = api.post("/v1/mcp/disconnect", &json!({ "client": client })).await?;
+        ensure!(gone.status == 204, "{}", gone.body);
+        Ok(took)
+    };
+    let (mut warm, mut cold) = (Vec::new(), Vec::new());
+    for number in 0..times + 20 {
+        let took = once(&world.replica).await?;
+        if number >= 20 {
+            warm.push(took);
+        }
+    }
+    let before = world.oidc.refreshes();
+    for _ in 0..times {
+        let replica = world.another_replica().await?;
+        world.admin("update mcp_oauth_tokens set expires_at = now() - interval '5 seconds'").await?;
+        cold.push(once(&replica).await?);
+        replica.stop().await?;
+    }
+    ensure!(world.oidc.refreshes() == before + times, "{} refreshes", world.oidc.refreshes() - before);
+    heading("connect");
+    row("warm", &mut warm);
+    row("cold, with a refresh", &mut cold);
+    Ok(())
 }
 
 /// The nearest-rank percentile, in milliseconds.
@@ -50,9 +103,8 @@ fn rank(values: &mut [f64], percent: usize) -> f64 {
     values.get(index).copied().unwrap_or(f64::NAN)
 }
 
-async fn latency(platform: &Platform, replica: &Replica, server: &Fastmcp, calls: usize) -> Result<()> {
-    let tenant = platform.tenant("acme").await?;
-    let api = replica.api(Some(&tenant.admin))?;
+async fn latency(world: &World, replica: &Replica, server: &Fastmcp, calls: usize) -> Result<()> {
+    let api = replica.api(Some(&world.acme.admin))?;
     let id = connection(&api, &configuration("fixture", &server.url())).await?;
     let session = initialize(&api, &id).await?;
     let direct = Direct::open(&server.url()).await?;
@@ -71,16 +123,12 @@ async fn latency(platform: &Platform, replica: &Replica, server: &Fastmcp, calls
             through.push(began.elapsed().as_secs_f64() * 1000.0);
         }
     }
-    println!("{:<12}{:>8}{:>12}{:>12}", "tools/call", "calls", "p50 ms", "p99 ms");
-    for (name, values) in [("direct", &mut straight), ("gateway", &mut through)] {
-        println!("{name:<12}{:>8}{:>12.2}{:>12.2}", values.len(), rank(values, 50), rank(values, 99));
-    }
-    println!(
-        "{:<20}{:>12.2}{:>12.2}",
-        "added",
-        rank(&mut through, 50) - rank(&mut straight, 50),
-        rank(&mut through, 99) - rank(&mut straight, 99)
-    );
+    println!();
+    heading("tools/call");
+    row("direct", &mut straight);
+    row("through the gateway", &mut through);
+    let added = |percent| rank(&mut through.clone(), percent) - rank(&mut straight.clone(), percent);
+    println!("{:<32}{:>12.2}{:>12.2}", "added", added(50), added(99));
     Ok(())
 }
 

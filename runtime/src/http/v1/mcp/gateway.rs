@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use super::party::Party;
 use super::problem::session_lost;
 use super::relay::{self, Relay};
-use super::{CallRecord, ConfigurationId};
+use super::{CallRecord, ConfigurationId, conversation};
 use crate::auth::mcp_session::McpSession;
 use crate::http::App;
 use crate::http::error::{Problem, ProblemBody};
@@ -162,7 +162,7 @@ async fn message(app: App, party: Party, mut head: http::request::Parts, body: B
             Relay { app, party, loaded, id, method, params }.run(message, headers).await
         }
         // As it was read, so that nothing is passed on that was not looked at.
-        other => forward(&app, &party, &loaded, headers, other.to_text()).await,
+        other => forward(&app, &party, &loaded, headers, &other).await,
     }
 }
 
@@ -264,11 +264,12 @@ async fn forward(
     party: &Party,
     loaded: &Loaded,
     headers: HeaderMap,
-    message: String,
+    message: &Message,
 ) -> Result<Response, Problem> {
-    // Each request has a conversation of its own there; nobody waits for anything between them.
-    if !matches!(loaded.connection.transport, Transport::Sse(_)) {
-        let (target, outgoing) = (party.target(loaded), Outgoing::post(message, headers));
+    if matches!(loaded.connection.transport, Transport::Sse(_)) {
+        conversation::notified(app, party, &headers, message).await?;
+    } else {
+        let (target, outgoing) = (party.target(loaded), Outgoing::post(message.to_text(), headers));
         // It takes a place like a call: a server that is slow to hear is slow.
         let ticket = app.mcp.client().guards().enter(target).await?;
         let exchange = app.mcp.client().upstream().exchange(target, &outgoing);

@@ -5,6 +5,7 @@ mod body;
 pub mod calls;
 pub mod clients;
 pub mod configurations;
+mod conversation;
 pub mod gateway;
 mod party;
 mod problem;

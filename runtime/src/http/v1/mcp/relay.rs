@@ -1,7 +1,6 @@
 //! One request of the gateway on its way: behind the breaker, again when that is safe, and its answer back as it comes,
 //! with the list of tools cut to what the connection lets through. May touch: `mcp`, the audit log.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -10,7 +9,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, HeaderName, StatusCode};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::gateway::{json_response, wrapped};
@@ -21,13 +20,12 @@ use crate::http::error::Problem;
 use crate::mcp::connection::Transport;
 use crate::mcp::error::{UpstreamError, Verdict};
 use crate::mcp::guards::Ticket;
-use crate::mcp::legacy::Legacy;
-use crate::mcp::protocol::{Session, is_idempotent};
+use crate::mcp::protocol::is_idempotent;
 use crate::mcp::rpc::{self, Message, NotAMessage, code};
 use crate::mcp::service::Loaded;
 use crate::mcp::sse::Event;
 use crate::mcp::tools::ToolPage;
-use crate::mcp::upstream::{Answer, Events, Held, Outgoing, Reply, SESSION_ID};
+use crate::mcp::upstream::{Answer, Events, Held, Outgoing, SESSION_ID};
 
 /// A stream on which nothing comes for so long gets a comment: proxies cut silent connections.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -49,7 +47,7 @@ impl Relay {
         let began = Instant::now();
         let (client, target) = (self.app.mcp.client(), self.party.target(&self.loaded));
         let sent = if matches!(self.loaded.connection.transport, Transport::Sse(_)) {
-            self.legacy(message).await
+            self.converse(message, &headers).await
         } else {
             let open_ended = self.method == LISTEN;
             let outgoing = Outgoing { open_ended, ..Outgoing::post(message.to_string(), headers) };
@@ -88,58 +86,6 @@ impl Relay {
                 Ok(event_response(Body::from_stream(body), session))
             }
         }
-    }
-
-    /// A conversation of the older transport, for this one request.
-    async fn legacy(&self, message: Value) -> Result<(Ticket, Reply), UpstreamError> {
-        let (client, target) = (self.app.mcp.client(), self.party.target(&self.loaded));
-        let ticket = client.guards().enter(target).await?;
-        let own = |answer: Value| -> Result<Answer, UpstreamError> {
-            let bytes = Bytes::from(answer.to_string());
-            Ok(Answer::Json(Held { room: client.upstream().room(target, bytes.len())?, bytes }))
-        };
-        let opened = async {
-            if self.method == "initialize" {
-                let session = client.open_legacy(target).await?.1;
-                return own(initialized(&self.id, &session));
-            }
-            if self.method == "ping" {
-                return own(rpc::result(&self.id, &json!({})));
-            }
-            let (mut legacy, _) = client.open_legacy(target).await?;
-            legacy.tell(client.upstream(), target, &message).await?;
-            Ok(Answer::Events(self.conversation(legacy)))
-        };
-        match opened.await {
-            Ok(answer) => Ok((ticket, Reply { session: None, answer })),
-            Err(error) => {
-                ticket.end(UpstreamError::verdict(&error));
-                Err(error)
-            }
-        }
-    }
-
-    /// What comes on the older transport's stream until the answer, as events of the newer one.
-    fn conversation(&self, mut legacy: Legacy) -> Events {
-        let (app, party, loaded, id) =
-            (Arc::clone(&self.app), self.party.clone(), self.loaded.clone(), self.id.clone());
-        async_stream::stream! {
-            loop {
-                let next = legacy.next(app.mcp.client().upstream(), party.target(&loaded)).await;
-                let (data, last) = match next {
-                    Ok(message) => (message.to_text(), message.answers(&id)),
-                    Err(error) => {
-                        yield Err(error);
-                        return;
-                    }
-                };
-                yield Ok(Event { data: Some(data), ..Event::default() });
-                if last {
-                    return;
-                }
-            }
-        }
-        .boxed()
     }
 
     fn pass_on(
@@ -259,11 +205,6 @@ fn failure(id: &Value, error: &UpstreamError) -> String {
     rpc::error(id, code::SERVER_FAILED, &error.to_string(), error.kind()).to_string()
 }
 
-fn initialized(id: &Value, session: &Session) -> Value {
-    let Session { protocol, server, capabilities, .. } = session;
-    rpc::result(id, &json!({ "protocolVersion": protocol, "serverInfo": server, "capabilities": capabilities }))
-}
-
 fn event_response(body: Body, session: Option<HeaderValue>) -> Response {
     let mut response = body.into_response();
     let headers = response.headers_mut();
@@ -328,6 +269,7 @@ pub(super) fn stream(app: &App, mut events: Events, place: OwnedSemaphorePermit,
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn a_servers_own_stream_brings_no_answers_to_others() {

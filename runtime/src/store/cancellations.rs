@@ -1,0 +1,42 @@
+//! Word from one replica to all of them that a request was cancelled. Postgres carries it and keeps nothing: whoever is
+//! away meanwhile does not hear of it. May touch: one connection besides those of the pool.
+
+use sqlx::postgres::{PgListener, PgPoolOptions};
+
+use super::{ACQUIRE_TIMEOUT, Store, StoreError, TenantTx};
+
+const CHANNEL: &str = "agentapi_mcp_cancelled";
+
+/// What all replicas say.
+pub struct Cancellations(PgListener);
+
+impl Store {
+    /// Listens from now on.
+    pub async fn cancellations(&self) -> Result<Cancellations, StoreError> {
+        // Held for as long as the process runs: requests have the pool for themselves.
+        let own = PgPoolOptions::new()
+            .max_connections(1)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_lazy_with(self.pool.connect_options().as_ref().clone());
+        let mut listener = PgListener::connect_with(&own).await?;
+        listener.listen(CHANNEL).await?;
+        Ok(Cancellations(listener))
+    }
+}
+
+impl Cancellations {
+    /// The name of the next request that was cancelled.
+    pub async fn next(&mut self) -> Result<String, StoreError> {
+        Ok(self.0.recv().await?.payload().to_owned())
+    }
+}
+
+impl TenantTx {
+    /// Tells all replicas, this one too, when the transaction ends well.
+    pub async fn tell_cancelled(&mut self, request: &str) -> Result<(), StoreError> {
+        sqlx::query("select pg_notify($1, $2)").bind(CHANNEL).bind(request).execute(&mut *self.tx).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,125 @@
+//! Progress as it comes, and cancellation, through the gateway: the same for both of a server's transports, whichever
+//! replica hears of it, and for nobody but who has asked.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::time::Duration;
+
+use agentapi_tests::api::Api;
+use agentapi_tests::cluster::eventually;
+use agentapi_tests::mcp::fastmcp::Fastmcp;
+use agentapi_tests::mcp::setup::{self, call, connection, initialize, platform, protected, request, rpc};
+use anyhow::{Context, Result};
+use reqwest::{Method, Response};
+use serde_json::{Value, json};
+
+const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A call under way.
+struct Call {
+    response: Response,
+    text: String,
+}
+
+impl Call {
+    /// Of the tool that waits, up to where it tells that it has begun.
+    async fn of_wait(api: &Api, connection: &str, session: Option<&str>, id: u64) -> Result<Self> {
+        let params = json!({"name": "wait", "arguments": {}, "_meta": {"progressToken": "p"}});
+        let mut sent = api
+            .request(Method::POST, &format!("/v1/mcp/gateway/{connection}"))
+            .header("accept", "application/json, text/event-stream")
+            .header("mcp-protocol-version", "2025-06-18")
+            .json(&request(id, "tools/call", params));
+        if let Some(session) = session {
+            sent = sent.header("mcp-session-id", session);
+        }
+        let mut call = Self { response: sent.send().await?, text: String::new() };
+        while !call.text.contains("notifications/progress") {
+            anyhow::ensure!(call.read().await?, "it ended before it began: {}", call.text);
+        }
+        Ok(call)
+    }
+
+    async fn read(&mut self) -> Result<bool> {
+        let chunk = tokio::time::timeout(PATIENCE, self.response.chunk()).await.context("nothing comes")??;
+        self.text.push_str(&String::from_utf8_lossy(chunk.as_deref().unwrap_or_default()));
+        Ok(chunk.is_some())
+    }
+
+    /// What comes at last.
+    async fn answer(mut self) -> Result<Value> {
+        while self.read().await? {}
+        let last = self.text.lines().filter_map(|line| line.strip_prefix("data: ")).next_back().context("no message")?;
+        Ok(serde_json::from_str(last)?)
+    }
+}
+
+/// How many calls the server itself has seen cancelled.
+async fn cancelled(api: &Api, connection: &str, session: Option<&str>) -> Result<String> {
+    let said = rpc(api, connection, session, &call("cancelled", json!({}))).await?;
+    Ok(said.answer()["result"]["content"][0]["text"].as_str().with_context(|| format!("{said:?}"))?.to_owned())
+}
+
+fn note(id: u64) -> Value {
+    json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id, "reason": "enough"}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_is_cancelled_at_any_replica_by_whoever_made_it() -> Result<()> {
+    let (platform, first, acme) = platform(SESSION_POD).await?;
+    let second = setup::replica(&platform).await?;
+    let admin = first.api(Some(&acme.admin))?;
+    let (here, there) = (first.api(Some(&acme.alice))?, second.api(Some(&acme.alice))?);
+    for transport in ["http", "sse"] {
+        let (_server, id) = protected(&platform, &acme, &admin, transport).await?;
+        let one = initialize(&here, &id).await?.context("no session")?;
+        let other = initialize(&here, &id).await?.context("no session")?;
+        assert_ne!(one, other);
+        // Two agents of one user, whose requests have the same id.
+        let call = Call::of_wait(&here, &id, Some(&one), 5).await?;
+        let others = Call::of_wait(&here, &id, Some(&other), 5).await?;
+        let bob = second.api(Some(&acme.bob))?;
+        let refused = rpc(&bob, &id, Some(&one), &note(5)).await?;
+        assert_eq!(refused.status, 404, "{transport}: {refused:?}");
+        for (session, id_of_request) in [(Some(one.as_str()), 6), (None, 5)] {
+            let nothing = rpc(&there, &id, session, &note(id_of_request)).await?;
+            assert!(nothing.status == 202 || transport == "http", "{transport}: {nothing:?}");
+        }
+        assert_eq!(rpc(&there, &id, Some(&one), &note(5)).await?.status, 202);
+        let answer = call.answer().await?;
+        assert!(answer["error"].is_object() && answer["id"] == 5, "{transport}: {answer}");
+        eventually("the server knows", PATIENCE, async || {
+            let count = cancelled(&there, &id, Some(&one)).await?;
+            Ok(if count == "1" { Ok(()) } else { Err(count) })
+        })
+        .await?;
+        assert_eq!(rpc(&here, &id, Some(&other), &note(5)).await?.status, 202);
+        let answer = others.answer().await?;
+        assert!(answer["error"].is_object() && answer["id"] == 5, "{transport}: {answer}");
+        eventually("the server knows of both", PATIENCE, async || {
+            let count = cancelled(&there, &id, Some(&one)).await?;
+            Ok(if count == "2" { Ok(()) } else { Err(count) })
+        })
+        .await?;
+    }
+    // To have been cancelled is no failure: neither in the audit log, nor for the breaker.
+    let failed = admin.get("/v1/audit?action=mcp.tool-call-fail").await?.expect(200)?;
+    assert_eq!(failed["entries"], json!([]));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_goes_away_from_the_older_transport_has_cancelled() -> Result<()> {
+    let (_platform, replica, acme) = platform(SESSION_POD).await?;
+    let admin = replica.api(Some(&acme.admin))?;
+    let server = Fastmcp::start("sse", None).await?;
+    let id = connection(&admin, &json!({"name": "old", "transport": {"sse": {"url": server.url()}}})).await?;
+    let call = Call::of_wait(&admin, &id, None, 5).await?;
+    assert_eq!(cancelled(&admin, &id, None).await?, "0");
+    drop(call);
+    eventually("the server knows", PATIENCE, async || {
+        let count = cancelled(&admin, &id, None).await?;
+        Ok(if count == "1" { Ok(()) } else { Err(count) })
+    })
+    .await
+}
