@@ -46,8 +46,11 @@ impl Consented {
 
     /// So much of the access token's life is left, and pauses are over.
     async fn left(&self, seconds: i32) -> Result<()> {
-        let moved =
-            format!("update mcp_oauth_tokens set expires_at = now() + interval '{seconds} seconds', retry_at = null");
+        let (user, connection) = (self.alice.context("no alice")?, self.connection);
+        let moved = format!(
+            "update mcp_oauth_tokens set expires_at = now() + interval '{seconds} seconds', retry_at = null
+             where user_id = '{user}' and connection_id = '{connection}'"
+        );
         assert_eq!(self.world.admin(&moved).await?, 1);
         Ok(())
     }
@@ -239,6 +242,41 @@ async fn tokens_do_not_follow_a_connection_to_another_server_or_provider() -> Re
         );
         it.world.admin(&back).await?;
         it.token().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_in_somebody_elses_row_opens_for_nobody() -> Result<()> {
+    let it = Consented::new().await?;
+    let (world, acme) = (&it.world, &it.world.acme);
+    world.consent(&world.replica.api(Some(&acme.bob))?, it.connection, Decision::Allow).await?.expect(200)?;
+    let other = world.connection(acme, "other", &json!({"clientSecretRef": "client_secret_basic"})).await?;
+    world.consent(&world.replica.api(Some(&acme.alice))?, other, Decision::Allow).await?.expect(200)?;
+    let (alice, bob) = (acme.organization.alice.id, acme.organization.bob.id);
+    it.token().await?;
+    // Whoever can write rows puts bob's tokens, or alice's own for another server, where alice's for this one were.
+    for (user, connection) in [(bob, it.connection), (alice, other)] {
+        for column in ["access_ciphertext", "refresh_ciphertext"] {
+            world.admin("create table kept as select * from mcp_oauth_tokens").await?;
+            let moved = format!(
+                "update mcp_oauth_tokens t set {column} = o.{column} from kept o
+                 where o.user_id = '{user}' and o.connection_id = '{connection}'
+                   and t.user_id = '{alice}' and t.connection_id = '{}'",
+                it.connection
+            );
+            assert_eq!(world.admin(&moved).await?, 1);
+            let refreshes = world.oidc.refreshes();
+            for left in [600, -5] {
+                it.left(left).await?;
+                assert!(matches!(it.token().await, Err(OauthError::Crypto(_))), "{column} of {user}, {connection}");
+            }
+            assert_eq!(world.oidc.refreshes(), refreshes, "the provider was asked");
+            let back = format!("update mcp_oauth_tokens t set {column} = o.{column}, expires_at = o.expires_at from kept o where o.id = t.id");
+            world.admin(&back).await?;
+            world.admin("drop table kept").await?;
+            it.token().await?;
+        }
     }
     Ok(())
 }

@@ -178,7 +178,12 @@ impl TenantSecrets for KubernetesSecrets {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use kube::client::Body;
     use rstest::rstest;
+    use secrecy::ExposeSecret;
+    use serde_json::json;
+    use std::convert::Infallible;
+    use std::sync::{Arc, Mutex};
 
     #[rstest]
     #[case::nothing_said("https://mcp.example.com/mcp", None, false)]
@@ -201,6 +206,41 @@ mod tests {
         let check = |origin| Destination::new(origin, [&url]).check("s", annotation);
         assert_eq!(check(Origin::Api).is_ok(), allowed, "{:?}", check(Origin::Api));
         assert_eq!(check(Origin::Crd), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn the_cluster_is_asked_for_what_may_be_named_and_its_word_counts() {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let paths = Arc::clone(&asked);
+        let server = tower::service_fn(move |request: http::Request<Body>| {
+            paths.lock().unwrap().push(request.uri().path().to_owned());
+            let secret = json!({
+                "metadata": {"name": "tracker", "annotations": {ANNOTATION_MCP_HOSTS: "mcp.example.com"}},
+                "data": {"token": "czNjcmV0Cg=="},
+            });
+            async move { Ok::<_, Infallible>(http::Response::new(Body::from(secret.to_string().into_bytes()))) }
+        });
+        let secrets = KubernetesSecrets::new(Client::new(server, "default"));
+        let to = |origin, url: &str| Destination::new(origin, [&url.parse().unwrap()]);
+        let good = to(Origin::Api, "https://mcp.example.com/mcp");
+        let read = secrets.read("acme", "tracker", "token", &good).await.unwrap();
+        assert_eq!(read.expose_secret(), "s3cret");
+        // What is remembered is for nobody else either.
+        let evil = to(Origin::Api, "https://evil.example/");
+        let refused = secrets.read("acme", "tracker", "token", &evil).await.unwrap_err();
+        assert_eq!(refused, SecretError::NotForHost { name: "tracker".to_owned(), host: "evil.example".to_owned() });
+        assert!(secrets.read("acme", "tracker", "token", &to(Origin::Crd, "https://evil.example/")).await.is_ok());
+        for name in ["agentapi-master-key", "s-1-session"] {
+            let refused = secrets.read("acme", name, "token", &Destination::OfResource).await.unwrap_err();
+            assert_eq!(refused, SecretError::NotYours(name.to_owned()));
+        }
+        let missing = secrets.read("acme", "tracker", "other", &good).await.unwrap_err();
+        assert!(missing.to_string().contains("no key other"), "{missing}");
+        let path = "/api/v1/namespaces/agentapi-acme/secrets/tracker";
+        assert_eq!(*asked.lock().unwrap(), [path, path]);
+        secrets.forget("acme", "tracker", "token");
+        secrets.read("acme", "tracker", "token", &good).await.unwrap();
+        assert_eq!(asked.lock().unwrap().len(), 3);
     }
 
     #[test]
