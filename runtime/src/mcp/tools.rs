@@ -57,7 +57,17 @@ pub struct ToolPage {
 impl ToolPage {
     /// Reads the result of a `tools/list`; one that is something else has no tools.
     pub fn read(result: &RawValue) -> Self {
-        serde_json::from_str(result.get()).unwrap_or_default()
+        Self::parse(result).unwrap_or_default()
+    }
+
+    /// The same of a result of whatever was asked; none: if it has tools, they cannot be told.
+    pub fn parse(result: &RawValue) -> Option<Self> {
+        serde_json::from_str(result.get()).ok()
+    }
+
+    /// Whether it lists tools, if only none.
+    pub fn has_tools(&self) -> bool {
+        self.has_tools
     }
 
     /// Where the next page begins.

@@ -57,6 +57,7 @@ struct State {
     mood: Mood,
     tools: Vec<Value>,
     token: Option<String>,
+    stream: Vec<Value>,
     sessions: usize,
     hanging: usize,
     seen: Vec<Seen>,
@@ -76,7 +77,7 @@ impl Raw {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let tools =
             vec![json!({"name": "echo", "description": "Gives back what it gets.", "inputSchema": {"type": "object"}})];
-        let state = State { mood: Mood::Well, tools, token: None, sessions: 0, hanging: 0, seen: Vec::new() };
+        let state = State { mood: Mood::Well, tools, token: None, stream: Vec::new(), sessions: 0, hanging: 0, seen: Vec::new() };
         let server = Self { address: listener.local_addr()?, state: Arc::new(Mutex::new(state)) };
         let accepting = server.clone();
         tokio::spawn(async move {
@@ -105,6 +106,11 @@ impl Raw {
     /// Its tools from now on.
     pub fn set_tools(&self, tools: Vec<Value>) {
         self.state().tools = tools;
+    }
+
+    /// What its own stream brings, numbered from 1: all of it, or what comes after `Last-Event-ID`. Then it breaks off.
+    pub fn set_stream(&self, messages: Vec<Value>) {
+        self.state().stream = messages;
     }
 
     /// The bearer token that it wants from now on.
@@ -183,6 +189,15 @@ impl Raw {
                     stream.write_all(b":\n\n").await?;
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
+            }
+            _ if seen.head.starts_with("get ") => {
+                let last = seen.head.lines().find_map(|line| line.strip_prefix("last-event-id: ")?.parse().ok());
+                let messages = self.state().stream.clone();
+                head(&mut stream, "200 OK", "content-type: text/event-stream\r\n").await?;
+                for (index, message) in messages.iter().enumerate().skip(last.unwrap_or(0)) {
+                    stream.write_all(format!("id: {}\ndata: {message}\n\n", index + 1).as_bytes()).await?;
+                }
+                Ok(())
             }
             _ if seen.body["method"] == "subscriptions/listen" => {
                 head(&mut stream, "200 OK", "content-type: text/event-stream\r\n").await?;

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::party::Party;
 use super::problem::session_lost;
-use super::relay::{self, Relay};
+use super::relay::{self, Opened, Relay};
 use super::{CallRecord, ConfigurationId, conversation};
 use crate::auth::mcp_session::McpSession;
 use crate::http::App;
@@ -293,6 +293,7 @@ async fn in_session(app: App, party: Party, mut head: http::request::Parts) -> R
     }
     let place = app.mcp.client().guards().enter_stream(party.caller.organization.id).await?;
     let open_ended = head.method == Method::GET;
+    let again = headers.contains_key(LAST_EVENT_ID);
     let outgoing = Outgoing { method: head.method.clone(), url: None, body: None, headers, open_ended };
     let reply = match app.mcp.client().upstream().exchange(party.target(&loaded), &outgoing).await {
         Ok(reply) => reply,
@@ -301,7 +302,10 @@ async fn in_session(app: App, party: Party, mut head: http::request::Parts) -> R
         Err(error) => return Err(error.into()),
     };
     match reply.answer {
-        Answer::Events(events) if head.method == Method::GET => Ok(relay::stream(&app, events, place, None)),
+        Answer::Events(events) if open_ended => {
+            let opened = if again { Opened::Again(party, Box::new(loaded)) } else { Opened::ByItself };
+            Ok(relay::stream(&app, events, place, opened))
+        }
         _ => Ok(StatusCode::NO_CONTENT.into_response()),
     }
 }

@@ -78,7 +78,7 @@ impl Relay {
             Answer::Events(events) if self.method == LISTEN => {
                 let place = client.guards().enter_stream(target.organization.id).await;
                 self.end(ticket, None, began).await;
-                Ok(stream(&self.app, events, place?, Some(self.id.clone())))
+                Ok(stream(&self.app, events, place?, Opened::By(self.id.clone())))
             }
             Answer::Events(events) => {
                 let closing = self.app.closing.clone();
@@ -136,7 +136,7 @@ impl Relay {
             Brings::Nothing => Ok((event, false)),
             Brings::NoMessage(error) => Err(UpstreamError::NotMcp(error.to_string())),
             // It would get to the agent without having been looked at.
-            Brings::AnswerToOthers => Ok((Event { data: None, ..event }, false)),
+            Brings::AnswerToOthers(_) => Ok((Event { data: None, ..event }, false)),
             Brings::Message(message) => Ok((Event { data: Some(message.to_text()), ..event }, false)),
             Brings::Answer(message) => Ok((Event { data: Some(self.filtered(message).await), ..event }, true)),
         }
@@ -161,21 +161,11 @@ impl Relay {
 
     /// A list of tools without those that are not let through; anything else as it is.
     async fn filtered(&self, message: Message) -> String {
-        let (id, result) = match message {
-            Message::Response { id, outcome: Ok(result) } if self.method == "tools/list" => (id, result),
-            other => return other.to_text(),
-        };
-        let (mut loaded, mut page) = (self.loaded.clone(), ToolPage::read(&result));
-        drop(result);
-        if let Err(error) =
-            self.app.mcp.seen(&self.party.caller.organization, &mut loaded, &page.digests(), false).await
-        {
-            tracing::warn!(%error, connection = %loaded.connection.id, "cannot keep what was seen of its tools");
-        }
-        loaded.filter(&mut page);
-        match page.to_raw() {
-            Some(left) => Message::Response { id, outcome: Ok(left) }.to_text(),
-            None => failure(&self.id, &UpstreamError::NotMcp("its list of tools cannot be read".to_owned())),
+        match message {
+            Message::Response { id, outcome: Ok(result) } if self.method == "tools/list" => {
+                listed(&self.app, &self.party, &self.loaded, id, ToolPage::read(&result)).await
+            }
+            other => other.to_text(),
         }
     }
 
@@ -198,6 +188,19 @@ impl Relay {
         if let Err(error) = record.write(&self.app, &self.party.caller.scope(), Some(kind)).await {
             tracing::error!(%error, connection = %self.loaded.connection.id, "a failed call is not in the audit log");
         }
+    }
+}
+
+/// What is left of a list of tools.
+async fn listed(app: &App, party: &Party, loaded: &Loaded, id: Value, mut page: ToolPage) -> String {
+    let mut loaded = loaded.clone();
+    if let Err(error) = app.mcp.seen(&party.caller.organization, &mut loaded, &page.digests(), false).await {
+        tracing::warn!(%error, connection = %loaded.connection.id, "cannot keep what was seen of its tools");
+    }
+    loaded.filter(&mut page);
+    match page.to_raw() {
+        Some(left) => Message::Response { id, outcome: Ok(left) }.to_text(),
+        None => failure(&id, &UpstreamError::NotMcp("its list of tools cannot be read".to_owned())),
     }
 }
 
@@ -226,7 +229,7 @@ enum Brings {
     /// A message of the server's own.
     Message(Message),
     /// An answer to what somebody else has asked, or nobody.
-    AnswerToOthers,
+    AnswerToOthers(Message),
     /// Something else.
     NoMessage(NotAMessage),
 }
@@ -237,51 +240,62 @@ impl Brings {
         match Message::parse(data.as_bytes()) {
             Err(error) => Self::NoMessage(error),
             Ok(message) if asked.is_some_and(|id| message.answers(id)) => Self::Answer(message),
-            Ok(Message::Response { .. }) => Self::AnswerToOthers,
+            Ok(message @ Message::Response { .. }) => Self::AnswerToOthers(message),
             Ok(message) => Self::Message(message),
         }
     }
+}
 
-    /// Whether it goes on on a server's own stream: an answer only to the request that opened it.
-    fn goes_on(&self) -> bool {
-        !matches!(self, Self::AnswerToOthers | Self::NoMessage(_))
+/// Why a stream of the server's own was opened.
+pub(super) enum Opened {
+    /// For what it says of itself.
+    ByItself,
+    /// By this request.
+    By(Value),
+    /// To go on with an earlier one that has broken off: what it still brings may be the answer that was waited for.
+    Again(Party, Box<Loaded>),
+}
+
+impl Opened {
+    /// An event as it goes on, if it does: an answer only to who has asked for it.
+    async fn passes(&self, app: &App, event: Event) -> Option<Event> {
+        let asked = if let Self::By(id) = self { Some(id) } else { None };
+        let message = match Brings::of(&event, asked) {
+            Brings::NoMessage(_) => return None,
+            Brings::AnswerToOthers(message) => message,
+            _ => return Some(event),
+        };
+        let Self::Again(party, loaded) = self else { return None };
+        let text = match message {
+            // What was asked is known to the other side alone, so a list of tools is told by its form.
+            Message::Response { id, outcome: Ok(result) } => match ToolPage::parse(&result) {
+                Some(page) if page.has_tools() => listed(app, party, loaded, id, page).await,
+                Some(_) => Message::Response { id, outcome: Ok(result) }.to_text(),
+                None => failure(&id, &UpstreamError::NotMcp("its answer cannot be read".to_owned())),
+            },
+            other => other.to_text(),
+        };
+        Some(Event { data: Some(text), ..event })
     }
 }
 
 /// The server's own stream, as it comes.
-pub(super) fn stream(app: &App, mut events: Events, place: OwnedSemaphorePermit, opened_by: Option<Value>) -> Response {
-    let held = app.metrics.stream();
+pub(super) fn stream(app: &App, mut events: Events, place: OwnedSemaphorePermit, opened: Opened) -> Response {
+    let (held, app, closing) = (app.metrics.stream(), App::clone(app), app.closing.clone());
     let body = async_stream::stream! {
         let _held = (held, place);
         loop {
             match tokio::time::timeout(KEEP_ALIVE, events.next()).await {
                 Err(_) => yield Ok::<_, std::convert::Infallible>(Event::default().encode()),
-                Ok(Some(Ok(event))) if Brings::of(&event, opened_by.as_ref()).goes_on() => yield Ok(event.encode()),
-                Ok(Some(Ok(_))) => {}
+                Ok(Some(Ok(event))) => {
+                    if let Some(event) = opened.passes(&app, event).await {
+                        yield Ok(event.encode());
+                    }
+                }
                 // The other side connects again, with the id of the last event.
                 Ok(None | Some(Err(_))) => return,
             }
         }
     };
-    event_response(Body::from_stream(body.take_until(app.closing.clone().cancelled_owned())), None)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn a_servers_own_stream_brings_no_answers_to_others() {
-        let event = |data: &str| Event { data: Some(data.to_owned()), ..Event::default() };
-        let goes_on = |event: &Event, opened_by: Option<&Value>| Brings::of(event, opened_by).goes_on();
-        let answer = event(r#"{"jsonrpc":"2.0","id":1,"result":{"tools":[]}}"#);
-        assert!(!goes_on(&answer, None));
-        assert!(!goes_on(&answer, Some(&json!(2))));
-        assert!(!goes_on(&event(r#"{"jsonrpc":"2.0","id":1.0,"result":{}}"#), Some(&json!(1))));
-        assert!(goes_on(&answer, Some(&json!(1))));
-        assert!(goes_on(&event(r#"{"jsonrpc":"2.0","method":"notifications/message","params":{}}"#), None));
-        assert!(goes_on(&Event::default(), None));
-        assert!(!goes_on(&event("not JSON"), None));
-    }
+    event_response(Body::from_stream(body.take_until(closing.cancelled_owned())), None)
 }

@@ -1,5 +1,5 @@
-//! Progress as it comes, and cancellation, through the gateway: the same for both of a server's transports, whichever
-//! replica hears of it, and for nobody but who has asked.
+//! Streams through the gateway: progress as it comes, cancellation, and going on where one broke off; the same for both
+//! of a server's transports, at whichever replica, and for nobody but who has asked.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::Duration;
@@ -7,7 +7,8 @@ use std::time::Duration;
 use agentapi_tests::api::Api;
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::mcp::fastmcp::Fastmcp;
-use agentapi_tests::mcp::setup::{self, call, connection, initialize, platform, protected, request, rpc};
+use agentapi_tests::mcp::raw::Raw;
+use agentapi_tests::mcp::setup::{self, call, configuration, connection, initialize, platform, protected, request, rpc};
 use anyhow::{Context, Result};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -122,4 +123,61 @@ async fn whoever_goes_away_from_the_older_transport_has_cancelled() -> Result<()
         Ok(if count == "1" { Ok(()) } else { Err(count) })
     })
     .await
+}
+
+/// The server's own stream, until it breaks off: ids and messages.
+async fn stream(api: &Api, id: &str, session: &str, last: Option<&str>) -> Result<(u16, Vec<(String, Value)>)> {
+    let mut sent = api.request(Method::GET, &format!("/v1/mcp/gateway/{id}")).header("accept", "text/event-stream");
+    sent = sent.header("mcp-session-id", session).header("mcp-protocol-version", "2025-06-18");
+    if let Some(last) = last {
+        sent = sent.header("last-event-id", last);
+    }
+    let response = sent.send().await?;
+    let (status, text) = (response.status().as_u16(), response.text().await?);
+    let field = |event: &str, name: &str| event.lines().find_map(|line| line.strip_prefix(name).map(str::to_owned));
+    let events = text.split("\n\n").filter_map(|event| {
+        Some((field(event, "id: ")?, serde_json::from_str(&field(event, "data: ")?).unwrap_or(Value::Null)))
+    });
+    Ok((status, events.collect()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_broke_off_goes_on_at_any_replica_with_what_was_waited_for() -> Result<()> {
+    let (platform, first, acme) = platform(SESSION_POD).await?;
+    let second = setup::replica(&platform).await?;
+    let (alice, bob) = (first.api(Some(&acme.alice))?, first.api(Some(&acme.bob))?);
+    let server = Raw::start().await?;
+    let mut body = configuration("raw", &server.url());
+    body["tools"] = json!({"deny": ["broken"]});
+    let id = connection(&first.api(Some(&acme.admin))?, &body).await?;
+    let session = initialize(&alice, &id).await?.context("no session")?;
+    let told = |method: &str| json!({"jsonrpc": "2.0", "method": method, "params": {}});
+    let answer = |id: u64, result: Value| json!({"jsonrpc": "2.0", "id": id, "result": result});
+    let tool = |name: &str| json!({"name": name, "inputSchema": {}});
+    let called = answer(7, json!({"content": [{"type": "text", "text": "late"}]}));
+    server.set_stream(vec![
+        told("notifications/tools/list_changed"),
+        called.clone(),
+        answer(8, json!({"tools": [tool("broken"), tool("echo")], "nextCursor": "2"})),
+        told("notifications/prompts/list_changed"),
+        json!({"jsonrpc": "2.0", "id": 9, "error": {"code": -1, "message": "no"}}),
+        answer(10, json!({"tools": {"broken": tool("broken")}})),
+    ]);
+    // A new stream brings what the server says of itself: an answer there would be to nothing.
+    let (status, events) = stream(&alice, &id, &session, None).await?;
+    let ids: Vec<_> = events.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!((status, ids.as_slice()), (200, ["1", "4"].as_slice()), "{events:?}");
+    let elsewhere = second.api(Some(&acme.alice))?;
+    let (status, events) = stream(&elsewhere, &id, &session, Some("1")).await?;
+    let ids: Vec<_> = events.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!((status, ids.as_slice()), (200, ["2", "3", "4", "5", "6"].as_slice()), "{events:?}");
+    assert_eq!(events[0].1, called);
+    assert_eq!(events[1].1["result"], json!({"nextCursor": "2", "tools": [tool("echo")]}), "policy holds here too");
+    assert_eq!(events[3].1["error"]["message"], "no");
+    assert!(events[4].1["error"].is_object() && !events[4].1.to_string().contains("inputSchema"), "{events:?}");
+    assert!(server.seen().pop().context("nothing seen")?.head.contains("last-event-id: 1\r\n"));
+    let seen = server.seen().len();
+    assert_eq!(stream(&bob, &id, &session, Some("1")).await?.0, 404);
+    assert_eq!(server.seen().len(), seen, "the server was called");
+    Ok(())
 }
