@@ -8,7 +8,9 @@ use agentapi_tests::api::Api;
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::mcp::fastmcp::Fastmcp;
 use agentapi_tests::mcp::raw::Raw;
-use agentapi_tests::mcp::setup::{self, call, configuration, connection, initialize, platform, protected, request, rpc};
+use agentapi_tests::mcp::setup::{
+    self, call, configuration, connection, initialize, platform, protected, request, rpc,
+};
 use anyhow::{Context, Result};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -50,7 +52,8 @@ impl Call {
     /// What comes at last.
     async fn answer(mut self) -> Result<Value> {
         while self.read().await? {}
-        let last = self.text.lines().filter_map(|line| line.strip_prefix("data: ")).next_back().context("no message")?;
+        let last =
+            self.text.lines().filter_map(|line| line.strip_prefix("data: ")).next_back().context("no message")?;
         Ok(serde_json::from_str(last)?)
     }
 }

@@ -272,7 +272,9 @@ async fn a_token_in_somebody_elses_row_opens_for_nobody() -> Result<()> {
                 assert!(matches!(it.token().await, Err(OauthError::Crypto(_))), "{column} of {user}, {connection}");
             }
             assert_eq!(world.oidc.refreshes(), refreshes, "the provider was asked");
-            let back = format!("update mcp_oauth_tokens t set {column} = o.{column}, expires_at = o.expires_at from kept o where o.id = t.id");
+            let back = format!(
+                "update mcp_oauth_tokens t set {column} = o.{column}, expires_at = o.expires_at from kept o where o.id = t.id"
+            );
             world.admin(&back).await?;
             world.admin("drop table kept").await?;
             it.token().await?;

@@ -77,7 +77,15 @@ impl Raw {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let tools =
             vec![json!({"name": "echo", "description": "Gives back what it gets.", "inputSchema": {"type": "object"}})];
-        let state = State { mood: Mood::Well, tools, token: None, stream: Vec::new(), sessions: 0, hanging: 0, seen: Vec::new() };
+        let state = State {
+            mood: Mood::Well,
+            tools,
+            token: None,
+            stream: Vec::new(),
+            sessions: 0,
+            hanging: 0,
+            seen: Vec::new(),
+        };
         let server = Self { address: listener.local_addr()?, state: Arc::new(Mutex::new(state)) };
         let accepting = server.clone();
         tokio::spawn(async move {

@@ -26,15 +26,11 @@ use crate::mcp::sse::Event;
 use crate::mcp::upstream::{Answer, Events, Held, Reply, SESSION_ID};
 
 /// How long a server may take to say that it has cancelled a request; it does not have to.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_secs(2);
 
 impl Relay {
     /// Opens the conversation.
-    pub(super) async fn converse(
-        &self,
-        message: Value,
-        headers: &HeaderMap,
-    ) -> Result<(Ticket, Reply), UpstreamError> {
+    pub(super) async fn converse(&self, message: Value, headers: &HeaderMap) -> Result<(Ticket, Reply), UpstreamError> {
         let (client, target) = (self.app.mcp.client(), self.party.target(&self.loaded));
         // Listens before the server is called: the client may change its mind meanwhile.
         let request = session_in(headers).map(|session| cancellations::name(session, &self.id));
