@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::OptionFuture;
 use http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::party::Party;
@@ -75,7 +76,7 @@ impl Relay {
             loop {
                 let next = tokio::select! {
                     next = legacy.next(upstream, target) => next,
-                    () = cancelled(&mut watch) => {
+                    Some(()) = OptionFuture::from(watch.as_mut().map(Watch::cancelled)) => {
                         watch = None;
                         last = Some(Instant::now() + GRACE);
                         let mut note = rpc::notification("notifications/cancelled");
@@ -86,7 +87,7 @@ impl Relay {
                         }
                         continue;
                     }
-                    () = until(last) => {
+                    Some(()) = OptionFuture::from(last.map(sleep_until)) => {
                         let text = "the request was cancelled";
                         yield Ok(event(rpc::error(&id, code::SERVER_FAILED, text, "mcp-cancelled").to_string()));
                         return;
@@ -106,20 +107,6 @@ impl Relay {
             }
         }
         .boxed()
-    }
-}
-
-async fn cancelled(watch: &mut Option<Watch>) {
-    match watch {
-        Some(watch) => watch.cancelled().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn until(last: Option<Instant>) {
-    match last {
-        Some(last) => tokio::time::sleep_until(last).await,
-        None => std::future::pending().await,
     }
 }
 
