@@ -7,6 +7,7 @@ use std::time::Duration;
 use agentapi_tests::api::Api;
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::mcp::fastmcp::Fastmcp;
+use agentapi_tests::mcp::old::Old;
 use agentapi_tests::mcp::raw::Raw;
 use agentapi_tests::mcp::setup::{
     self, call, configuration, connection, initialize, platform, protected, request, rpc,
@@ -109,6 +110,23 @@ async fn a_call_is_cancelled_at_any_replica_by_whoever_made_it() -> Result<()> {
     // To have been cancelled is no failure: neither in the audit log, nor for the breaker.
     let failed = admin.get("/v1/audit?action=mcp.tool-call-fail").await?.expect(200)?;
     assert_eq!(failed["entries"], json!([]));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_the_older_transport_is_told_and_need_not_answer() -> Result<()> {
+    let (platform, first, acme) = platform(SESSION_POD).await?;
+    let second = setup::replica(&platform).await?;
+    let (here, there) = (first.api(Some(&acme.admin))?, second.api(Some(&acme.admin))?);
+    let server = Old::start().await?;
+    let id = connection(&here, &json!({"name": "old", "transport": {"sse": {"url": server.url()}}})).await?;
+    let session = initialize(&here, &id).await?.context("no session")?;
+    let call = Call::of_wait(&here, &id, Some(&session), 5).await?;
+    assert_eq!(rpc(&there, &id, Some(&session), &note(5)).await?.status, 202);
+    let answer = call.answer().await?;
+    assert_eq!((&answer["id"], &answer["error"]["data"]["type"]), (&json!(5), &json!("mcp-cancelled")), "{answer}");
+    let told = server.seen("notifications/cancelled");
+    assert_eq!((told.len(), &told[0]["params"]), (1, &json!({"requestId": 5})), "{told:?}");
     Ok(())
 }
 
