@@ -51,7 +51,7 @@ pub struct ServeConfig {
     /// `X-Forwarded-For` says who the client is; without any, the peer is the client.
     #[arg(long, env = "AGENTAPI_TRUSTED_PROXIES", value_delimiter = ',')]
     pub trusted_proxies: Vec<Cidr>,
-    /// Most connections to Postgres.
+    /// Most connections to Postgres, besides one that hears of cancelled requests.
     #[arg(long, env = "AGENTAPI_DB_MAX_CONNECTIONS", default_value_t = 16)]
     pub db_max_connections: u32,
     /// Seconds after which signing keys are fetched again.
