@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 #[derive(Parser)]
 struct Args {
     /// Calls of each kind.
-    #[arg(long, default_value_t = 400)]
+    #[arg(long, default_value_t = 2000)]
     calls: usize,
     /// Connects of each kind.
     #[arg(long, default_value_t = 100)]
