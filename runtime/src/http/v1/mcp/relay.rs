@@ -163,7 +163,10 @@ impl Relay {
     async fn filtered(&self, message: Message) -> String {
         match message {
             Message::Response { id, outcome: Ok(result) } if self.method == "tools/list" => {
-                listed(&self.app, &self.party, &self.loaded, id, ToolPage::read(&result)).await
+                let page = ToolPage::read(&result);
+                // Both in memory would be one copy more than there is room for.
+                drop(result);
+                listed(&self.app, &self.party, &self.loaded, id, page).await
             }
             other => other.to_text(),
         }
@@ -269,7 +272,10 @@ impl Opened {
         let text = match message {
             // What was asked is known to the other side alone, so a list of tools is told by its form.
             Message::Response { id, outcome: Ok(result) } => match ToolPage::parse(&result) {
-                Some(page) if page.has_tools() => listed(app, party, loaded, id, page).await,
+                Some(page) if page.has_tools() => {
+                    drop(result);
+                    listed(app, party, loaded, id, page).await
+                }
                 Some(_) => Message::Response { id, outcome: Ok(result) }.to_text(),
                 None => failure(&id, &UpstreamError::NotMcp("its answer cannot be read".to_owned())),
             },
