@@ -40,7 +40,7 @@ impl Relay {
         let own = |session, answer: Value| -> Result<Reply, UpstreamError> {
             let bytes = Bytes::from(answer.to_string());
             let room = client.upstream().room(target, bytes.len())?;
-            Ok(Reply { session, answer: Answer::Json(Held { room, bytes }) })
+            Ok(Reply { session, answer: Answer::Json(Held { bytes, room }) })
         };
         let opened = async {
             if self.method == "initialize" {
