@@ -1,21 +1,36 @@
-//! Finds the rules' matches: the words first, with one automaton for all families, then each family's rules in the
-//! windows around its words. Windows that meet become one, so no byte is looked at twice by a family. Pure.
+//! Finds the rules' matches in three steps, each of which sees less text than the one before: words that every match has,
+//! with one automaton; all rules with gaps of any length, in one pass around those words; the rules themselves, where
+//! the second step has found something. Counted gaps make automata without end for who mixes the words of attacks long
+//! enough, so the third step is given up after a while, and what the second one has found is taken as it is. Pure.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
-use regex_automata::Input;
 use regex_automata::meta::Regex;
 use regex_automata::util::syntax;
+use regex_automata::{Input, PatternSet};
 
-use super::Family;
 use super::rules::{self, Rules};
+use super::{Family, MAX_FINDINGS};
+
+/// Words that are near each other are looked at together, up to about so many bytes.
+const BLOCK: usize = 2048;
+/// So often the rules may find nothing where there seemed to be something…
+const PATIENCE: usize = 24;
+/// … and once more for so many bytes of text.
+const BYTES_PER_PATIENCE: usize = 4096;
 
 struct Matcher {
     words: AhoCorasick,
-    /// Bit set of the families that each word belongs to, as places in `families`.
-    belongs: Vec<u32>,
+    /// How far a match with the word can reach before and behind it.
+    reaches: Vec<(usize, usize)>,
+    /// The longest way that a match begins before a word.
+    before: usize,
+    /// All rules of all families, with gaps of any length.
+    loose: Regex,
+    /// The family of each, as a place in `families`.
+    owners: Vec<usize>,
     families: Vec<(&'static Rules, Regex)>,
 }
 
@@ -23,8 +38,8 @@ struct Matcher {
 static MATCHER: LazyLock<Option<Matcher>> = LazyLock::new(|| build().ok());
 
 fn build() -> Result<Matcher, Box<dyn std::error::Error + Send + Sync>> {
-    let mut belongs: BTreeMap<String, u32> = BTreeMap::new();
-    let mut families = Vec::new();
+    let mut reaches: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    let (mut families, mut loose, mut owners) = (Vec::new(), Vec::new(), Vec::new());
     for (place, rules) in rules::ALL.iter().enumerate() {
         for word in rules.words.split(',') {
             let forms = match word.strip_suffix('~') {
@@ -32,59 +47,115 @@ fn build() -> Result<Matcher, Box<dyn std::error::Error + Send + Sync>> {
                 None => vec![word.to_owned()],
             };
             for form in forms {
-                *belongs.entry(form).or_default() |= 1 << place;
+                let (before, after) = reaches.entry(form).or_default();
+                (*before, *after) = (rules.before.max(*before), rules.after.max(*after));
             }
         }
         let patterns: Vec<String> = rules.patterns.iter().map(|pattern| rules::expand(pattern)).collect();
-        families.push((rules, regex(&patterns)?));
+        loose.extend(patterns.iter().map(|pattern| rules::loosen(pattern)));
+        owners.resize(loose.len(), place);
+        families.push((rules, regex(&patterns, Regex::config())?));
     }
-    let (words, belongs): (Vec<String>, Vec<u32>) = belongs.into_iter().unzip();
+    let (words, reaches): (Vec<String>, Vec<_>) = reaches.into_iter().unzip();
     let words = AhoCorasick::builder()
         .ascii_case_insensitive(true)
         .match_kind(MatchKind::Standard)
         .kind(Some(AhoCorasickKind::DFA))
         .build(&words)?;
-    Ok(Matcher { words, belongs, families })
+    let before = reaches.iter().map(|(before, _)| *before).max().unwrap_or_default();
+    let loose = regex(&loose, Regex::config().match_kind(regex_automata::MatchKind::All))?;
+    Ok(Matcher { words, reaches, before, loose, owners, families })
 }
 
-fn regex(patterns: &[String]) -> Result<Regex, Box<dyn std::error::Error + Send + Sync>> {
+fn regex(
+    patterns: &[String],
+    config: regex_automata::meta::Config,
+) -> Result<Regex, Box<dyn std::error::Error + Send + Sync>> {
     Ok(Regex::builder()
         // ASCII is all there is after folding.
         .syntax(syntax::Config::new().unicode(false).utf8(false).case_insensitive(true))
-        .configure(Regex::config().utf8_empty(false).hybrid_cache_capacity(8 << 20))
+        .configure(config.utf8_empty(false).hybrid_cache_capacity(8 << 20))
         .build_many(patterns)?)
 }
 
-/// Calls `found` with each match in the text.
-pub(super) fn find(text: &str, mut found: impl FnMut(Family, usize, usize)) {
+/// Calls `found` with each match in the text, until there are as many as anybody wants to know of.
+pub(super) fn find(text: &str, found: impl FnMut(Family, usize, usize)) {
     let Some(matcher) = MATCHER.as_ref() else { return };
-    let mut windows: Vec<Option<(usize, usize)>> = vec![None; matcher.families.len()];
-    let mut look = |place: usize, (start, end): (usize, usize)| {
-        let (rules, regex) = &matcher.families[place];
-        for hit in regex.find_iter(Input::new(text).range(start..end)) {
-            found(rules.family, hit.start(), hit.end());
-        }
+    let mut search = Search {
+        matcher,
+        text,
+        found,
+        seen: PatternSet::new(matcher.owners.len()),
+        hits: 0,
+        furthest: 0,
+        until: usize::MAX,
+        patience: PATIENCE + text.len() / BYTES_PER_PATIENCE,
     };
+    let mut block: Option<(usize, usize)> = None;
     for word in matcher.words.find_overlapping_iter(text) {
-        let mut left = matcher.belongs[word.pattern().as_usize()];
-        while left != 0 {
-            let place = left.trailing_zeros() as usize;
-            left &= left - 1;
-            let rules = matcher.families[place].0;
-            let (start, end) = (word.start().saturating_sub(rules.before), (word.end() + rules.after).min(text.len()));
-            windows[place] = match windows[place] {
-                Some((first, last)) if start <= last => Some((first, end.max(last))),
-                Some(window) => {
-                    look(place, window);
-                    Some((start, end))
-                }
-                None => Some((start, end)),
-            };
+        if word.start().saturating_sub(matcher.before) > search.until {
+            return;
+        }
+        let (before, after) = matcher.reaches[word.pattern().as_usize()];
+        let (start, end) = (word.start().saturating_sub(before), (word.end() + after).min(text.len()));
+        block = match block {
+            Some((first, last)) if start <= last && last - first < BLOCK => Some((first.min(start), last.max(end))),
+            Some(full) => {
+                search.look(full);
+                Some((start, end))
+            }
+            None => Some((start, end)),
+        };
+    }
+    if let Some(block) = block {
+        search.look(block);
+    }
+}
+
+struct Search<'a, F> {
+    matcher: &'a Matcher,
+    text: &'a str,
+    found: F,
+    seen: PatternSet,
+    hits: usize,
+    furthest: usize,
+    /// A match that begins behind this is not among the first [`MAX_FINDINGS`].
+    until: usize,
+    patience: usize,
+}
+
+impl<F: FnMut(Family, usize, usize)> Search<'_, F> {
+    fn look(&mut self, (start, end): (usize, usize)) {
+        if start > self.until {
+            return;
+        }
+        let block = Input::new(self.text).range(start..end);
+        self.seen.clear();
+        self.matcher.loose.which_overlapping_matches(&block, &mut self.seen);
+        let mut places: Vec<usize> = self.seen.iter().map(|pattern| self.matcher.owners[pattern.as_usize()]).collect();
+        places.dedup();
+        for place in places {
+            let (rules, regex) = &self.matcher.families[place];
+            if self.patience == 0 {
+                self.hit(rules.family, start, end);
+                continue;
+            }
+            let before = self.hits;
+            for hit in regex.find_iter(block.clone()) {
+                self.hit(rules.family, hit.start(), hit.end());
+            }
+            if self.hits == before {
+                self.patience -= 1;
+            }
         }
     }
-    for (place, window) in windows.into_iter().enumerate() {
-        if let Some(window) = window {
-            look(place, window);
+
+    fn hit(&mut self, family: Family, start: usize, end: usize) {
+        (self.found)(family, start, end);
+        self.hits += 1;
+        self.furthest = self.furthest.max(end);
+        if self.hits == MAX_FINDINGS {
+            self.until = self.furthest;
         }
     }
 }
@@ -106,7 +177,7 @@ pub(super) mod tests {
     #[test]
     fn the_rules_build_and_every_word_has_a_family() {
         let matcher = build().unwrap();
-        assert!(matcher.belongs.iter().all(|families| *families != 0));
+        assert_eq!(matcher.owners.len(), matcher.loose.pattern_len());
         assert_eq!(matcher.families.len(), Family::ALL.len() - 1, "all but the tricks with Unicode have rules");
         for rules in rules::ALL {
             assert_eq!(rules.words, rules.words.to_lowercase(), "{:?}", rules.family);

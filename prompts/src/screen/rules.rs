@@ -294,5 +294,24 @@ pub(super) fn expand(pattern: &str) -> String {
     full.replace(r"\b", r"(?:\b|_)").replace(' ', BETWEEN)
 }
 
+/// The regular expression with every count of repetitions taken out: it finds all that the other one does, and more.
+pub(super) fn loosen(full: &str) -> String {
+    let mut loose = String::with_capacity(full.len());
+    let mut rest = full;
+    while let Some(at) = rest.find('{') {
+        let (text, count) = (&rest[..at], &rest[at + 1..]);
+        let closed = count.find('}').filter(|_| !text.ends_with('\\') && count.starts_with(|c: char| c.is_ascii_digit()));
+        loose.push_str(text);
+        let Some(end) = closed else {
+            loose.push('{');
+            rest = count;
+            continue;
+        };
+        loose.push(if count.starts_with('0') { '*' } else { '+' });
+        rest = &count[end + 1..];
+    }
+    loose + rest
+}
+
 /// What stands behind the name in an assignment.
 pub(super) const ASSIGNS: [&str; 6] = ["=", ":", " =", " :", "\"", "'"];

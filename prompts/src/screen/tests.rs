@@ -77,6 +77,11 @@ fn the_corpus_is_told_apart() {
     assert!(alarms <= 0.02, "{alarms}");
     assert!(precision >= 0.95, "{precision}");
     assert!(recall >= 0.6, "{recall}");
+    // Written later, by somebody who had not read the rules: what an attacker does who has not either.
+    let second = corpus("injection_second_author.jsonl");
+    assert!(second.len() >= 120);
+    let (_, _, alarms) = measure("second author", &second);
+    assert!(alarms <= 0.05, "{alarms}");
 }
 
 /// What developers really paste: nothing of it was written for a test of this.
@@ -107,6 +112,7 @@ fn looking_for_words_first_loses_no_match() {
         let mut found = Vec::new();
         matcher::find(&folded.text, |family, start, end| found.push((family, start, end)));
         found.sort_unstable();
+        found.dedup();
         let mut everywhere = matcher::tests::find_everywhere(&folded.text);
         everywhere.sort_unstable();
         assert_eq!(found, everywhere, "{:?}", line.text);

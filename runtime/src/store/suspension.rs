@@ -64,9 +64,10 @@ impl TenantTx {
         )
     }
 
-    /// A request is about to reach its pod. False: it does not run any more.
+    /// A request is about to reach its pod. False: it does not run any more. The time is this moment's, not that of the
+    /// transaction's begin.
     pub async fn session_in_use(&mut self, id: Uuid) -> Result<bool, StoreError> {
-        change!(self, "update sessions set last_activity_at = now() where id = $1 and phase = 'Running'", id)
+        change!(self, "update sessions set last_activity_at = clock_timestamp() where id = $1 and phase = 'Running'", id)
     }
 
     /// Its user or agent did something. Written at most every few seconds: the idle timeout counts minutes.

@@ -288,10 +288,9 @@ pub async fn message(
         // Keystrokes come one by one; what they make together is not known here.
         MessageType::Raw => (bytes, Vec::new()),
     };
-    let session = asleep::awake(&app, &caller, &client, id).await?;
-    let target = target(&session)?;
     let detail = json!({ "type": message.r#type, "bytes": message.content.len() });
-    deed.record(action::SESSION_MESSAGE, detail).await?;
+    let session = asleep::begun(&deed, &client, action::SESSION_MESSAGE, &detail).await?;
+    let target = target(&session)?;
     let mut headers = headers;
     headers.insert(CONTENT_LENGTH, bytes.len().into());
     let body = Some((Body::from(bytes), MAX_JSON_BYTES));
@@ -352,11 +351,11 @@ pub async fn upload(
 ) -> Result<Response, Problem> {
     settled(&app, &caller, id).await?;
     require_content_type(&headers, "multipart/form-data")?;
-    let session = asleep::awake(&app, &caller, &client, id).await?;
-    let target = target(&session)?;
     let file = multipart::begin(&headers, body).await?;
     let deed = Deed::new(&app, &caller, &client, id);
-    deed.record(action::SESSION_UPLOAD, json!({ "file": file.name, "bytes": file.bytes })).await?;
+    let detail = json!({ "file": file.name, "bytes": file.bytes });
+    let session = asleep::begun(&deed, &client, action::SESSION_UPLOAD, &detail).await?;
+    let target = target(&session)?;
     let body = Some((file.body, MAX_UPLOAD_BYTES));
     let post = Ask { method: Method::POST, path: "/upload", body, timeout: UPLOAD_TIMEOUT };
     let answer = ask(&app, target, &headers, post).await;

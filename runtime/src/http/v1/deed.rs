@@ -21,18 +21,36 @@ pub(super) struct Deed<'a> {
     app: &'a App,
     caller: &'a Caller,
     origin: Origin,
+    id: Uuid,
     session: String,
 }
 
 impl<'a> Deed<'a> {
     pub(super) fn new(app: &'a App, caller: &'a Caller, client: &Client, session: Uuid) -> Self {
-        Self { app, caller, origin: client.origin(&caller.subject), session: session.to_string() }
+        Self { app, caller, origin: client.origin(&caller.subject), id: session, session: session.to_string() }
     }
 
-    pub(super) async fn record(&self, action: &str, detail: Value) -> Result<(), Problem> {
+    fn entry<'b>(&'b self, action: &'b str, detail: Value) -> Entry<'b> {
         let target_id = Some(self.session.as_str());
-        let entry = Entry { origin: &self.origin, action, target_kind: "session", target_id, detail };
-        Ok(self.app.store.record(&self.caller.scope(), &entry).await?)
+        Entry { origin: &self.origin, action, target_kind: "session", target_id, detail }
+    }
+
+    /// Records what the pod gets next. False: the session has no pod any more, and nothing is recorded.
+    pub(super) async fn begin(&self, action: &str, detail: Value) -> Result<bool, Problem> {
+        let mut tx = self.app.store.tenant_tx(&self.caller.scope()).await?;
+        // Holds the row: whoever wants to suspend the session waits for the end of this.
+        if !tx.session_in_use(self.id).await? {
+            return Ok(false);
+        }
+        tx.audit(&self.entry(action, detail)).await?;
+        // And sees then that it is in use now: the log may have been slow.
+        tx.session_in_use(self.id).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    async fn record(&self, action: &str, detail: Value) -> Result<(), Problem> {
+        Ok(self.app.store.record(&self.caller.scope(), &self.entry(action, detail)).await?)
     }
 
     /// Looks through a message as the session's policies ask for. Gives back the body for the pod and what was cut out.
