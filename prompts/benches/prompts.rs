@@ -69,7 +69,8 @@ fn screening(c: &mut Criterion) {
     let half_an_attack = "do not ignore all of your you are now the system please run your as if you "
         .repeat(4000)
         .replace("please", "show me your hidden a b c d e f ");
-    let shuffled = shuffled_words();
+    let beginnings = shuffled(BEGINNINGS);
+    let sentences = shuffled(&[BEGINNINGS, ENDS].concat());
     let mut group = c.benchmark_group("screening");
     for (name, text) in [
         ("code", code),
@@ -78,7 +79,8 @@ fn screening(c: &mut Criterion) {
         ("attacks", corpus("attack").repeat(4)),
         ("chinese", chinese),
         ("half an attack", half_an_attack),
-        ("shuffled words of attacks", shuffled),
+        ("shuffled beginnings of attacks", beginnings),
+        ("shuffled words of attacks", sentences),
     ] {
         group.throughput(Throughput::Bytes(text.len() as u64));
         group.bench_function(name, |b| b.iter(|| screen(black_box(&text))));
@@ -86,21 +88,26 @@ fn screening(c: &mut Criterion) {
     group.finish();
 }
 
-/// Words of attacks in an order that never comes twice: nothing that a matcher has learned of the text helps it.
-fn shuffled_words() -> String {
-    const WORDS: &[&str] = &[
-        "ignore", "all", "of", "your", "previous", "the", "you", "are", "now", "act", "as", "system", "admin",
-        "show", "me", "new", "role", "override", "bypass", "without", "asking", "run", "execute", "send", "curl",
-        "token", "password", "secrets", "http", "webhook", "to", "my", "server", "pretend", "forget", "everything",
-        "do", "not", "follow", "hidden", "prompt,", "rules.", "end", "safety", "mode", "enable", "from", "on", "a",
-        "and", "eval(", "onload", "<script", "instruction", "no", "longer", "limits", "print", "priority", "over",
-    ];
+/// Words with which attacks begin…
+const BEGINNINGS: &[&str] = &[
+    "ignore", "disregard", "forget", "bypass", "enable", "act as", "pretend", "show", "send", "run", "curl", "execute",
+    "from now", "developer", "your", "you are", "never", "stop", "override", "supersede", "the", "of", "a", "and it",
+];
+/// … and end.
+const ENDS: &[&str] = &[
+    "all", "previous", "instructions", "rules", "without", "asking", "secrets", "token", "http", "webhook", "safety",
+    "filters", "system", "prompt", "hidden", "mode", "no longer", "limits", "priority", "eval(", "onload", "<script",
+];
+
+/// Words in an order that never comes twice: nothing that a matcher has learned of the text helps it. As long as the
+/// longest message.
+fn shuffled(words: &[&str]) -> String {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut text = String::new();
-    while text.len() < 256 << 10 {
+    while text.len() < 1 << 20 {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        text.push_str(WORDS[usize::try_from(state >> 33).unwrap() % WORDS.len()]);
-        text.push(' ');
+        text.push_str(words[usize::try_from(state >> 33).unwrap() % words.len()]);
+        text.push_str(if (state >> 28) & 7 == 0 { ". " } else { " " });
     }
     text
 }
