@@ -84,6 +84,9 @@ pub struct ServeConfig {
     /// Requests of such a user that are let in at once.
     #[arg(long, env = "AGENTAPI_USER_BURST", default_value_t = 400)]
     pub user_burst: u32,
+    /// Event streams that one user may have open at a time.
+    #[arg(long, env = "AGENTAPI_USER_EVENT_STREAMS", default_value = "200")]
+    pub user_event_streams: NonZeroU32,
     /// Requests per second from one address that may fail to authenticate.
     #[arg(long, env = "AGENTAPI_FAILED_AUTHENTICATIONS_PER_SECOND", default_value_t = 10)]
     pub failed_authentications_per_second: u32,

@@ -110,7 +110,7 @@ impl Metrics {
             quota_refusals: counter("agentapi_quota_refusals_total", "Sessions refused, by quota.", &["quota"])?,
             throttled: counter(
                 "agentapi_requests_throttled_total",
-                "Requests answered with 429, by organization and limit: organization, user, concurrency; of an address \
+                "Requests answered with 429, by organization and limit: organization, user, concurrency, streams; of an address \
                  that does not authenticate, without an organization.",
                 &["organization", "kind"],
             )?,

@@ -17,6 +17,7 @@ use crate::config::ServeConfig;
 use crate::crypto::{CryptoError, Sealer};
 use crate::http::internal::InternalApi;
 use crate::http::rate_limit::{self, RateLimits};
+use crate::http::streams::Streams;
 use crate::http::transcript_budget::TranscriptBudget;
 use crate::http::{App, AppState, router, server};
 use crate::lifecycle::{Lifecycle, reconciler};
@@ -171,6 +172,7 @@ impl Server {
             mcp,
             prompts,
             rates: RateLimits::new(config.rate_defaults()),
+            streams: Streams::new(config.user_event_streams, config.replicas),
             proxies: Proxies::new(config.trusted_proxies.clone()),
             internal: InternalApi {
                 check_pod_address: config.check_pod_address,

@@ -25,6 +25,7 @@ pub mod request_id;
 pub mod router;
 mod screening;
 pub mod server;
+pub mod streams;
 pub mod transcript_budget;
 pub mod v1;
 
@@ -63,6 +64,8 @@ pub struct AppState {
     pub proxies: Proxies,
     /// Limits of request rates.
     pub rates: rate_limit::RateLimits,
+    /// Limits of open event streams.
+    pub streams: streams::Streams,
     /// Users' consents to MCP servers, where they are configured.
     pub oauth: Option<Arc<OAuth>>,
     /// What session pods may do.

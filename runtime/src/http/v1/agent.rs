@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use super::asleep;
 use super::deed::Deed;
+use super::sessions::load;
 use crate::audit::{Client, action};
 use crate::auth::Caller;
 use crate::http::App;
@@ -202,6 +203,14 @@ pub(super) fn target(session: &Session) -> Result<Target<'_>, Problem> {
     }
 }
 
+/// Why a pod does not get what it was about to get: the session is suspended this moment, or over.
+pub(super) async fn gone(app: &App, caller: &Caller, id: Uuid) -> Problem {
+    match load(app, caller, id).await {
+        Ok(session) => target(&session).err().unwrap_or_else(starting),
+        Err(problem) => problem,
+    }
+}
+
 pub(super) async fn ask(app: &App, target: Target<'_>, headers: &HeaderMap, ask: Ask<'_>) -> Result<Response, Problem> {
     let Ask { method, path, body, timeout } = ask;
     forward(app, Call { target, method, path, headers, body, timeout }).await
@@ -314,6 +323,8 @@ pub async fn message(
     responses(
         (status = 200, description = "`message_update`, `status_change`, `permission`, `permission_resolved` and `agent_error` events.", body = String,
          content_type = "text/event-stream"),
+        (status = 429, description = "The caller has too many event streams open, or sends too many requests.",
+         body = ProblemBody, content_type = "application/problem+json"),
         (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, body = ProblemBody, content_type = "application/problem+json"),
     )
@@ -325,10 +336,13 @@ pub async fn events(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let session = settled(&app, &caller, id).await?;
-    if session.phase.is_asleep() {
-        return asleep::follow(app, caller, session, headers).await;
-    }
-    ask(&app, target(&session)?, &headers, Ask::get("/events")).await
+    let open = app.streams.open(&caller, &app.metrics)?;
+    let stream = if session.phase.is_asleep() {
+        asleep::follow(app, caller, session, headers).await?
+    } else {
+        ask(&app, target(&session)?, &headers, Ask::get("/events")).await?
+    };
+    Ok(open.held_by(stream))
 }
 
 /// Puts a file into the agent's pod. Wakes a suspended session.
@@ -378,5 +392,6 @@ pub async fn screen(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let session = settled(&app, &caller, id).await?;
-    ask(&app, target(&session)?, &headers, Ask::get("/internal/screen")).await
+    let open = app.streams.open(&caller, &app.metrics)?;
+    Ok(open.held_by(ask(&app, target(&session)?, &headers, Ask::get("/internal/screen")).await?))
 }

@@ -15,8 +15,9 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::agent::{READ_TIMEOUT, START_PATIENCE, START_POLL, StatusBody, starting};
+use super::agent::{READ_TIMEOUT, START_PATIENCE, START_POLL, StatusBody, starting, target};
 use super::create_session::quota_problem;
+use super::deed::Deed;
 use super::sessions::load;
 use crate::audit::Client;
 use crate::auth::Caller;
@@ -102,6 +103,17 @@ pub(super) async fn awake(app: &App, caller: &Caller, client: &Client, id: Uuid)
             return Err(starting());
         }
         sleep(if slept && began.elapsed() > QUICK { SLOW_POLL } else { START_POLL }).await;
+    }
+}
+
+/// The session whose pod gets next what is recorded here. It may be suspended while it is looked at, and is woken then too.
+pub(super) async fn begun(deed: &Deed<'_>, client: &Client, action: &str, detail: &Value) -> Result<Session, Problem> {
+    loop {
+        let session = awake(deed.app, deed.caller, client, deed.id).await?;
+        target(&session)?;
+        if deed.begin(action, detail.clone()).await? {
+            return Ok(session);
+        }
     }
 }
 

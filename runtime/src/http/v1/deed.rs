@@ -18,10 +18,10 @@ use crate::store::sessions::Session;
 
 /// Something that the pod is to do, as the audit log knows it.
 pub(super) struct Deed<'a> {
-    app: &'a App,
-    caller: &'a Caller,
+    pub(super) app: &'a App,
+    pub(super) caller: &'a Caller,
+    pub(super) id: Uuid,
     origin: Origin,
-    id: Uuid,
     session: String,
 }
 

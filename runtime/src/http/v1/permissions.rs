@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::agent::{Ask, ask, settled, target};
+use super::agent::{Ask, ask, gone, settled, target};
 use super::deed::Deed;
 use crate::audit::{Client, action};
 use crate::auth::Caller;
@@ -160,7 +160,9 @@ pub async fn answer(
     let detail = json!({ "permission": answer.id, "decision": answer.decision()? });
     let target = target(&session)?;
     let deed = Deed::new(&app, &caller, &client, id);
-    deed.record(action::SESSION_PERMISSION, detail).await?;
+    if !deed.begin(action::SESSION_PERMISSION, detail).await? {
+        return Err(gone(&app, &caller, id).await);
+    }
     let answered = match answer.option_id {
         Some(option) => json!({ "id": answer.id, "option_id": option }),
         None => json!({ "id": answer.id, "outcome": "cancelled" }),
@@ -190,7 +192,9 @@ pub async fn cancel(
     let session = settled(&app, &caller, id).await?;
     let target = target(&session)?;
     let deed = Deed::new(&app, &caller, &client, id);
-    deed.record(action::SESSION_CANCEL, json!({})).await?;
+    if !deed.begin(action::SESSION_CANCEL, json!({})).await? {
+        return Err(gone(&app, &caller, id).await);
+    }
     let (headers, body) = json_body(&json!({}));
     let answer = ask(&app, target, &headers, Ask::post("/cancel", body)).await;
     deed.close(action::SESSION_CANCEL_FAIL, answer).await
