@@ -160,6 +160,8 @@ pub mod env {
     pub const RUNTIME_INTERNAL_URL: &str = "AGENTAPI_RUNTIME_INTERNAL_URL";
     /// Folder of the session's saved state.
     pub const STATE_DIR: &str = "AGENTAPI_STATE_DIR";
+    /// Bytes on its disk that are kept back for the state.
+    pub const STATE_RESERVE: &str = "AGENTAPI_STATE_RESERVE";
     /// Folder that the agent works in.
     pub const WORKDIR: &str = "AGENTAPI_WORKDIR";
     /// Folder where the session's Secret is mounted.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use agentapi_runtime::auth::session_token::SessionClaims;
 use agentapi_tests::api::{Answer, Api};
+use agentapi_tests::serve::policies::audit;
 use agentapi_tests::serve::steps::{phase, running_in_main};
 use agentapi_tests::serve::{Platform, Replica, Tenant};
 use anyhow::Result;
@@ -127,6 +128,69 @@ async fn only_a_sessions_own_pod_says_that_it_ends_and_only_one_that_does_is_bel
     for session in [&own.session, &other.session] {
         assert_eq!(api.get(&format!("/v1/sessions/{session}")).await?.expect(200)?["phase"], "Running");
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_client_has_decided_is_recorded_once_and_only_for_the_pods_own_session() -> Result<()> {
+    let (platform, replica, acme) = Platform::with_acme(SESSION_POD).await?;
+    let (own, other) = (pod(&platform, &replica, &acme).await?, pod(&platform, &replica, &acme).await?);
+    let as_own = replica.internal_api(Some(&own.token), own.address)?;
+    let path = |pod: &Pod| format!("/internal/v1/sessions/{}/permissions", pod.session);
+    let decided = |by: &str, decision: &str| json!({"permission": Uuid::new_v4(), "decision": decision, "by": by, "kind": "edit"});
+    let (first, second) = (decided("policy", "yes"), decided("timeout", "cancelled"));
+    let rows = async |session: &str| -> Result<Vec<Value>> {
+        let query = format!("targetId={session}&action=session.permission");
+        Ok(audit(&replica, &acme.admin, &query).await?.into_iter().rev().collect())
+    };
+    let report = |decisions: &[&Value]| json!({"decisions": decisions});
+    let taken = as_own.post(&path(&own), &report(&[&first])).await?.expect(200)?;
+    assert_eq!(taken, json!({"taken": 1}));
+    // Its answer was lost: the pod sends it again.
+    let taken = as_own.post(&path(&own), &report(&[&first, &second])).await?.expect(200)?;
+    assert_eq!(taken, json!({"taken": 2}));
+    let recorded = rows(&own.session).await?;
+    assert_eq!(recorded.iter().map(|row| row["detail"].clone()).collect::<Vec<_>>(), [first.clone(), second]);
+    assert!(recorded.iter().all(|row| row["actor"] == "system:permissions"), "{recorded:?}");
+
+    let body = report(&[&decided("policy", "yes")]);
+    expect(&as_own.post(&path(&other), &body).await?, 404, "session-not-found", "another session");
+    let without = replica.internal_api(None, own.address)?;
+    expect(&without.post(&path(&own), &body).await?, 401, "unauthorized", "no token");
+    let user = replica.internal_api(Some(&acme.admin), own.address)?;
+    expect(&user.post(&path(&own), &body).await?, 401, "unauthorized", "a user's token");
+    let elsewhere = replica.internal_api(Some(&own.token), other.address)?;
+    expect(&elsewhere.post(&path(&own), &body).await?, 403, "wrong-pod", "another pod's address");
+    let many: Vec<Value> = (0..65).map(|_| decided("policy", "yes")).collect();
+    for (bad, why) in [
+        (report(&[&decided("user", "yes")]), "a client decides elsewhere"),
+        (report(&[&decided("policy", "a\u{7}b")]), "control characters"),
+        (report(&[&decided("policy", &"x".repeat(257))]), "a long name"),
+        (report(&many.iter().collect::<Vec<_>>()), "too many"),
+        (json!({}), "nothing"),
+    ] {
+        expect(&as_own.post(&path(&own), &bad).await?, 422, "invalid-field", why);
+    }
+    assert_eq!(rows(&own.session).await?.len(), 2, "nothing of that is recorded");
+    assert_eq!(rows(&other.session).await?.len(), 0);
+
+    // An image of a tenant does not fill the log. What is over is not lost: the pod keeps it.
+    let mut recorded = 2;
+    let refused = loop {
+        let part: Vec<Value> = (0..64).map(|_| decided("policy", "yes")).collect();
+        let answer = as_own.post(&path(&own), &report(&part.iter().collect::<Vec<_>>())).await?;
+        if answer.status != 200 {
+            break answer;
+        }
+        recorded += answer.body["taken"].as_u64().unwrap_or_default();
+        assert!(recorded < 400, "nobody stops it");
+    };
+    expect(&refused, 429, "rate-limit-exceeded", "a flood");
+    assert!(recorded >= 200, "{recorded}");
+    let mut admin = platform.db.connect(&platform.db.admin_url()).await?;
+    let count = "select count(*) from audit_log where action = 'session.permission' and target_id = $1";
+    let rows: i64 = sqlx::query_scalar(count).bind(&own.session).fetch_one(&mut admin).await?;
+    assert_eq!(rows.unsigned_abs(), recorded);
     Ok(())
 }
 

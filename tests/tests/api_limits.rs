@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 
 use agentapi_tests::api::Api;
 use agentapi_tests::cluster::eventually;
-use agentapi_tests::serve::steps::SOON;
+use agentapi_tests::serve::steps::{SOON, running_in_main};
 use agentapi_tests::serve::{Platform, Replica, Tenant};
 use anyhow::{Context, Result};
 use reqwest::{Method, Response, StatusCode};
@@ -173,5 +173,59 @@ async fn who_does_not_authenticate_is_slowed_down_by_address_and_valid_tokens_go
     api.send(create.json(&json!({"workspace": "main"}))).await?.expect(201)?;
     let audit = replica.api(Some(&acme.admin))?.get("/v1/audit?action=session.create").await?.expect(200)?;
     assert_eq!(audit["entries"][0]["sourceIp"], "192.0.2.77");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_has_so_many_event_streams_open_and_closing_one_makes_room() -> Result<()> {
+    let (platform, _, acme) = Platform::with_acme(SESSION_POD).await?;
+    let mut config = platform.config();
+    config.user_event_streams = NonZeroU32::new(3).context("three")?;
+    config.replicas = NonZeroU32::new(2).context("two")?;
+    let replica = platform.replica_with(config).await?;
+    let alice = replica.api(Some(&acme.alice))?;
+    let id = running_in_main(&alice).await?;
+    let open = async |api: &Api, what: &str| -> Result<Response> {
+        Ok(api.request(Method::GET, &format!("/v1/sessions/{id}/{what}")).send().await?)
+    };
+    // One of two replicas has half of three, rounded up; the terminal counts as the conversation does.
+    let (first, screen) = (open(&alice, "events").await?, open(&alice, "screen").await?);
+    assert_eq!((first.status(), screen.status()), (StatusCode::OK, StatusCode::OK));
+    for what in ["events", "screen"] {
+        let refused = open(&alice, what).await?;
+        assert_eq!((refused.status(), header(&refused, "retry-after")), (StatusCode::TOO_MANY_REQUESTS, "5"), "{what}");
+        assert_eq!(header(&refused, "content-type"), "application/problem+json");
+        let problem: Value = refused.json().await?;
+        assert!(problem["type"].as_str().is_some_and(|kind| kind.ends_with("/too-many-streams")), "{problem}");
+        assert_eq!(problem["limit"], 2, "{problem}");
+    }
+    let counted = format!(
+        "agentapi_requests_throttled_total{{kind=\"streams\",organization=\"{}\"}} 2",
+        acme.organization.slug
+    );
+    assert!(metrics(&replica).await?.contains(&counted));
+    assert_eq!(alice.get(&format!("/v1/sessions/{id}/status")).await?.status, 200, "only streams are counted");
+    assert_eq!(open(&replica.api(Some(&acme.admin))?, "events").await?.status(), StatusCode::OK, "another user");
+
+    // A client that goes, and a stream that ends with its session, make room.
+    drop(first);
+    let again = eventually("room", SOON, async || {
+        let opened = open(&alice, "events").await?;
+        Ok(if opened.status() == StatusCode::OK { Ok(opened) } else { Err(opened.status().to_string()) })
+    })
+    .await?;
+    assert_eq!(open(&alice, "events").await?.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(alice.delete(&format!("/v1/sessions/{id}")).await?.status, 204);
+    drop((again.text().await, screen.text().await));
+    let other = running_in_main(&alice).await?;
+    let path = format!("/v1/sessions/{other}/events");
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let stream = eventually("room", SOON, async || {
+            let opened = alice.request(Method::GET, &path).send().await?;
+            Ok(if opened.status() == StatusCode::OK { Ok(opened) } else { Err(opened.status().to_string()) })
+        });
+        streams.push(stream.await?);
+    }
     Ok(())
 }

@@ -14,6 +14,7 @@ pub mod health;
 pub mod internal;
 pub mod internal_connections;
 pub mod internal_ending;
+pub mod internal_permissions;
 pub mod isolation;
 mod linger;
 mod multipart;

@@ -30,6 +30,8 @@ use crate::store::identity::Rate;
 /// Limiters of organizations and users that are not heard of for so long are forgotten; they are full again by then.
 const FORGET_AFTER: Duration = Duration::from_secs(900);
 const FORGET_METRICS_EVERY: Duration = Duration::from_secs(60);
+/// An agent uses a few tools a second at most; its image may belong to somebody who wants to fill the audit log.
+const DECISIONS: Rate = Rate { per_second: 2.0, burst: 200 };
 const MAX_ORGANIZATIONS: u64 = 10_000;
 const MAX_USERS: u64 = 200_000;
 const MAX_ADDRESSES: u64 = 50_000;
@@ -55,6 +57,8 @@ pub struct RateLimits {
     organizations: Bucketed<Uuid>,
     users: Bucketed<(Uuid, Uuid)>,
     failures: Bucketed<IpAddr>,
+    /// Of sessions that report to the audit log.
+    decisions: Bucketed<Uuid>,
     /// Addresses that have failed too often, until when.
     blocked: Cache<IpAddr, std::time::Instant>,
 }
@@ -138,6 +142,7 @@ impl RateLimits {
             organizations: Bucketed::new(MAX_ORGANIZATIONS),
             users: Bucketed::new(MAX_USERS),
             failures: Bucketed::new(MAX_ADDRESSES),
+            decisions: Bucketed::new(MAX_USERS),
             blocked: Cache::builder().max_capacity(MAX_ADDRESSES).time_to_live(FORGET_AFTER).build(),
         }
     }
@@ -179,6 +184,14 @@ impl RateLimits {
         let rate = self.defaults.failures.share(self.defaults.replicas);
         let detail = "Too many requests from your address did not authenticate; send a valid token, and wait.";
         Err(Exceeded { name: "address", rate, wait }.problem(detail))
+    }
+
+    /// Lets a session's pod have one more row in the audit log.
+    pub(super) fn admit_decision(&self, session: Uuid) -> Result<(), Problem> {
+        match self.decisions.take(session, DECISIONS, "session") {
+            Ok(_) => Ok(()),
+            Err(exceeded) => Err(exceeded.problem("The session's agent decides more often than is recorded; wait.")),
+        }
     }
 
     /// Counts a request that did not authenticate.

@@ -16,7 +16,7 @@ use utoipa_axum::routes;
 
 use super::error::Problem;
 use super::{
-    App, connect, docs, extract, health, internal, internal_connections, internal_ending, isolation, observe,
+    App, connect, docs, extract, health, internal, internal_connections, internal_ending, internal_permissions, isolation, observe,
     rate_limit, request_id, v1,
 };
 use crate::oauth::CONNECT_PATH;
@@ -109,6 +109,7 @@ pub fn internal(app: &App) -> Router {
         .route("/internal/v1/sessions/{id}/messages", put(internal::put_messages))
         .route("/internal/v1/sessions/{id}/connections", get(internal_connections::list))
         .route("/internal/v1/sessions/{id}/ending", post(internal_ending::post))
+        .route("/internal/v1/sessions/{id}/permissions", post(internal_permissions::post))
         .route("/internal/v1/isolation", post(isolation::probe))
         .route(
             "/v1/mcp/gateway/{connection}",

@@ -43,6 +43,9 @@ pub struct SessionArgs {
     /// Folder for the saved state.
     #[arg(long, env = "AGENTAPI_STATE_DIR", default_value = "/state")]
     pub state_dir: PathBuf,
+    /// Bytes on the disk of that folder that are kept back for the state.
+    #[arg(long, env = "AGENTAPI_STATE_RESERVE", default_value_t = 0)]
+    pub state_reserve: u64,
     /// Folder that the agent works in.
     #[arg(long, env = "AGENTAPI_WORKDIR", default_value = "/workspace")]
     pub workdir: PathBuf,
@@ -107,6 +110,8 @@ pub struct SessionConfig {
     pub runtime_url: Option<url::Url>,
     /// Folder for the saved state.
     pub state_dir: PathBuf,
+    /// Bytes on its disk that are kept back for the state.
+    pub state_reserve: u64,
     /// Folder that the agent works in.
     pub workdir: PathBuf,
     /// The agent's home.
@@ -171,6 +176,7 @@ impl SessionArgs {
             public_key,
             runtime_url: self.runtime_internal_url,
             state_dir: self.state_dir,
+            state_reserve: self.state_reserve,
             workdir: self.workdir,
             home,
             secret_dir: self.session_secret_dir,

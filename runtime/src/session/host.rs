@@ -21,6 +21,7 @@ use super::{
     asking::Asked,
     claim::Claim,
     config::SessionConfig,
+    decisions::Decisions,
     events::{Body, Hub, Status, Subscription},
     format::Look,
     group::Exit,
@@ -29,6 +30,7 @@ use super::{
     permissions::Permissions,
     pty::PtyError,
     reap,
+    reserve::Reserve,
     screen::Frame,
     seed::SeedError,
     starting::{Started, Wanted},
@@ -109,7 +111,9 @@ pub(super) struct Host {
     failure: watch::Sender<Option<Exit>>,
     pub(super) mcp: Mcp,
     pub(super) permissions: Permissions,
+    pub(super) decisions: Decisions,
     pub(super) state_dir: StateDir,
+    pub(super) reserve: Reserve,
 }
 
 impl Host {
@@ -192,6 +196,8 @@ impl Host {
             failure: watch::Sender::new(None),
             mcp: Mcp::default(),
             permissions: Permissions::default(),
+            decisions: Decisions::default(),
+            reserve: Reserve::new(&config.state_dir, config.state_reserve),
             state_dir,
             config,
         }))
@@ -264,7 +270,7 @@ impl Host {
     }
 
     /// Ends the agent.
-    pub(super) async fn stop(&self) {
+    pub(super) async fn stop(self: &Arc<Self>) {
         // First: an agent that does not want to end must not leave it on the disk.
         self.leave_claim_to_secret();
         self.persist().await;
@@ -298,7 +304,8 @@ impl Host {
             let may_resume = begun && inner.resume != Resume::Refused;
             let (env, system_prompt) = (inner.env.clone(), inner.system_prompt.clone());
             let acp_session = inner.acp_session.clone().filter(|_| may_resume);
-            let wanted = Wanted { env, system_prompt, may_resume, acp_session, generation: inner.generation };
+            let generation = inner.generation;
+            let wanted = Wanted { env, system_prompt, may_resume, acp_session, generation, begun };
             (inner.agent.take(), inner.generation, wanted, begun)
         };
         self.ready.send_replace(false);

@@ -9,6 +9,7 @@ mod boxes;
 mod claim;
 mod claiming;
 mod config;
+mod decisions;
 mod events;
 mod format;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod permissions;
 mod preparing;
 mod pty;
 mod reap;
+mod reserve;
 mod saving;
 mod screen;
 mod seed;
@@ -139,6 +141,7 @@ async fn serve(config: SessionConfig, shutdown: CancellationToken) -> Result<(),
     tasks.spawn(Arc::clone(&host).track(background.clone()));
     tasks.spawn(Arc::clone(&host).save_on_change(background.clone()));
     tasks.spawn(sync::push_on_change(Arc::clone(&host), background.clone()));
+    tasks.spawn(decisions::push_as_they_come(Arc::clone(&host), background.clone()));
     tasks.spawn(reap::reap_orphans(Arc::clone(&host), background.clone()));
     let local = listener.local_addr().map_err(|source| Error::Listen { address, source })?;
     let app = http::router(Arc::clone(&host), verifier, serving.clone());
@@ -160,10 +163,20 @@ async fn serve(config: SessionConfig, shutdown: CancellationToken) -> Result<(),
     match &exit {
         None => {
             tracing::info!("stopping");
-            tokio::join!(host.stop(), sync::push_last(&host), sync::tell_end(&host));
+            tokio::join!(
+                host.stop(),
+                sync::push_last(&host),
+                decisions::push_last(&host),
+                sync::tell_end(&host)
+            );
         }
         Some(_) => {
-            tokio::join!(host.persist(), sync::push_last(&host), tokio::time::sleep(LAST_EVENTS));
+            tokio::join!(
+                host.persist(),
+                sync::push_last(&host),
+                decisions::push_last(&host),
+                tokio::time::sleep(LAST_EVENTS)
+            );
         }
     }
     serving.cancel();

@@ -116,6 +116,8 @@ pub(super) enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum By {
+    /// The workspace's policy; nobody was asked.
+    Policy,
     /// A client of the session.
     User,
     /// Nobody in time.
@@ -240,10 +242,11 @@ impl Host {
     /// Decides about a request of the agent. An asker that is dropped asks no more; not under the host's lock.
     pub(super) async fn ask_permission(&self, ask: Ask) -> Outcome {
         let Policy { rule, timeout } = self.config.permissions;
+        let kind = ask.tool_call.kind.clone();
         match rule {
             Rule::Ask => {}
-            Rule::Allow => return ask.allowed(),
-            Rule::Reject => return ask.rejected(),
+            Rule::Allow => return self.by_policy(kind, ask.allowed()),
+            Rule::Reject => return self.by_policy(kind, ask.rejected()),
         }
         let rejected = ask.rejected();
         let (mut open, mut answer) = {
@@ -251,7 +254,7 @@ impl Host {
             let _snapshot = self.lock();
             let Some((pending, answer)) = self.permissions.ask(ask) else {
                 tracing::warn!("the agent asks for too many permissions at a time; rejected");
-                return rejected;
+                return self.by_policy(kind, rejected);
             };
             let open = Open { host: self, id: pending.id.clone(), outcome: Outcome::Cancelled, by: By::Agent };
             self.hub.publish(Body::Permission(pending));
@@ -267,8 +270,18 @@ impl Host {
         if let Some((outcome, by)) = answered {
             (open.outcome, open.by) = (outcome, by);
         }
+        if open.by == By::Timeout {
+            self.decisions.add(open.id.clone(), kind, &open.outcome, By::Timeout);
+        }
         tracing::info!(outcome = ?open.outcome, by = ?open.by, "a permission is decided");
         open.outcome.clone()
+    }
+}
+
+impl Host {
+    fn by_policy(&self, kind: String, outcome: Outcome) -> Outcome {
+        self.decisions.add(uuid::Uuid::new_v4().to_string(), kind, &outcome, By::Policy);
+        outcome
     }
 }
 

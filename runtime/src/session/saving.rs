@@ -11,7 +11,7 @@ use super::{
 
 impl Host {
     /// Saves the conversation now. False: the disk does not take it.
-    pub(super) async fn persist(&self) -> bool {
+    pub(super) async fn persist(self: &Arc<Self>) -> bool {
         self.save(None).await
     }
 
@@ -20,7 +20,7 @@ impl Host {
         self.saved.load(Ordering::Relaxed)
     }
 
-    pub(super) async fn save(&self, last_event: Option<String>) -> bool {
+    pub(super) async fn save(self: &Arc<Self>, last_event: Option<String>) -> bool {
         let _in_order = self.saving.lock().await;
         let state = {
             let inner = self.lock();
@@ -33,8 +33,15 @@ impl Host {
             state.resume = if inner.resume == Resume::Refused { Resume::Refused } else { Resume::Allowed };
             state
         };
-        let dir = self.state_dir.clone();
-        let saved = match tokio::task::spawn_blocking(move || dir.save(&state)).await {
+        let host = Arc::clone(self);
+        let save = move || {
+            let saved = host.with_room(|| host.state_dir.save(&state));
+            if saved.is_ok() {
+                host.reserve.take();
+            }
+            saved
+        };
+        let saved = match tokio::task::spawn_blocking(save).await {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
                 tracing::error!(%error, "the conversation could not be saved");

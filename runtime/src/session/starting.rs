@@ -1,6 +1,6 @@
 //! From what is wanted of the next agent process to the process: its files, its system prompt, its command.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt::Display, sync::Arc};
 
 use tokio::sync::Notify;
 
@@ -11,6 +11,7 @@ use super::{
     agents::Acp,
     host::{Host, StartError},
     pty::AgentProcess,
+    reserve::DiskFull,
     seed::{self, Seeder},
     state::Resume,
     transport::{Agent, Command, Transport},
@@ -28,6 +29,8 @@ pub(super) struct Wanted {
     pub acp_session: Option<String>,
     /// The host's count of agent processes.
     pub generation: u64,
+    /// There is a conversation already: its files were written before.
+    pub begun: bool,
 }
 
 /// An agent process that has begun.
@@ -53,6 +56,18 @@ impl Greeting {
 }
 
 impl Host {
+    /// A disk that is full does not keep an agent from going on that has started before: its files are those of then.
+    fn written<T: Default, E: DiskFull + Display>(&self, begun: bool, written: Result<T, E>) -> Result<T, E> {
+        match written {
+            Err(error) if begun && error.is_disk_full() => {
+                tracing::warn!(%error, "the agent goes on with the files of an earlier start");
+                self.notify(format!("The agent goes on with the files of an earlier start: {error}"));
+                Ok(T::default())
+            }
+            written => written,
+        }
+    }
+
     /// Writes the agent's files and starts it. Blocks.
     pub(super) fn prepare_and_start(
         &self,
@@ -60,11 +75,12 @@ impl Host {
         mark: (String, String),
         dirty: Arc<Notify>,
     ) -> Result<Started, StartError> {
-        let (config, profile) = (&self.config, &self.profile);
+        let (config, profile, begun) = (&self.config, &self.profile, wanted.begun);
         let mut env = seed::environment(profile, &config.env, &wanted.env);
         env.extend([mark]);
         let credentials = config.env.get(agentapi_crds::names::env::GOOGLE_CREDENTIALS);
-        if let Some(file) = google_credentials::keep(&config.home, credentials.map(String::as_str))? {
+        let keep = || google_credentials::keep(&config.home, credentials.map(String::as_str));
+        if let Some(file) = self.written(begun, self.with_room(keep))? {
             env.entry(google_credentials::VARIABLE.to_owned()).or_insert_with(|| file.display().to_string());
         }
         let unknown = Acp::default();
@@ -77,22 +93,24 @@ impl Host {
         };
         let mut argv = config.command.clone().unwrap_or_else(|| command.clone());
         let prompt = wanted.system_prompt.as_deref();
-        let prompt_file = prompt.map(|text| self.state_dir.write_system_prompt(text)).transpose()?;
+        let write = |text| self.with_room(|| self.state_dir.write_system_prompt(text));
+        let prompt_file = prompt.map(write).transpose()?;
         if let Some(file) = &prompt_file {
             // For agents that know no argument for it, and for programs around an agent.
             env.insert(SYSTEM_PROMPT_FILE.to_owned(), file.display().to_string());
         }
         let seeder = Seeder { home: &config.home, workdir: &config.workdir, env: &env };
-        seeder.seed(profile)?;
+        self.written(begun, self.with_room(|| seeder.seed(profile)))?;
         if let Some((text, file)) = prompt.zip(prompt_file.as_ref()) {
-            argv.extend(seeder.system_prompt(told, text, file)?);
+            argv.extend(self.with_room(|| seeder.system_prompt(told, text, file))?);
         }
         for (name, args) in args_with_env {
             if let Some(value) = env.get(name).filter(|value| !value.is_empty()) {
                 argv.extend(args.iter().map(|arg| arg.replace("{{value}}", value)));
             }
         }
-        argv.extend(self.mcp.prepare(servers, &seeder, &config.state_dir)?);
+        let prepare = || self.mcp.prepare(servers, &seeder, &config.state_dir);
+        argv.extend(self.written(begun, self.with_room(prepare))?);
         if config.transport == Transport::Acp {
             let command = Command { argv, env, workdir: config.workdir.clone() };
             let (connection, listening) = acp::Connection::start(&command)?;

@@ -97,7 +97,7 @@ impl State {
 #[error("session state {path}: {source}; the state folder must be a writable volume")]
 pub struct StateError {
     path: String,
-    source: io::Error,
+    pub(super) source: io::Error,
 }
 
 /// The folder with the state.
@@ -155,6 +155,10 @@ impl StateDir {
     /// what its next process reads.
     pub(super) fn write_system_prompt(&self, text: &str) -> Result<PathBuf, StateError> {
         let path = self.0.join("system-prompt.md");
+        // A disk that is full has it from the start before.
+        if std::fs::read(&path).is_ok_and(|known| known == text.as_bytes()) {
+            return Ok(path);
+        }
         write_atomically(&path, text.as_bytes()).map_err(|source| failed(&path, source))?;
         Ok(path)
     }

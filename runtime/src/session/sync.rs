@@ -18,9 +18,9 @@ const PART_BYTES: usize = 4 * 1024 * 1024;
 /// One push may take this long.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(10);
 /// The last push, when the pod ends, may take this long.
-const LAST_PUSH: Duration = Duration::from_secs(2);
+pub(super) const LAST_PUSH: Duration = Duration::from_secs(2);
 /// Pause after the runtime has refused a push for good (session gone, token expired).
-const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+pub(super) const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 
 #[derive(Serialize)]
 struct Transcript<'a> {
@@ -38,9 +38,20 @@ enum PushError {
 }
 
 /// Where to push, once the pod is claimed.
-struct Target {
-    url: url::Url,
-    token: SecretString,
+pub(super) struct Target {
+    pub(super) url: url::Url,
+    pub(super) token: SecretString,
+}
+
+/// Straight to the runtime: a proxy in the workspace's environment is for the agent.
+pub(super) fn client(host: &Host) -> Result<reqwest::Client, reqwest::Error> {
+    reqwest::Client::builder().timeout(PUSH_TIMEOUT).no_proxy().local_address(own_address(host)).build()
+}
+
+/// Pauses between attempts.
+pub(super) fn backoff() -> impl Iterator<Item = Duration> {
+    let pauses = ExponentialBuilder::default().with_min_delay(Duration::from_millis(250));
+    pauses.with_max_delay(Duration::from_secs(30)).with_jitter().without_max_times().build()
 }
 
 /// Pushes what changed since the last push.
@@ -52,10 +63,7 @@ struct Pusher {
 
 impl Pusher {
     fn new(host: &Host) -> Result<Self, reqwest::Error> {
-        // Straight to the runtime: a proxy in the workspace's environment is for the agent.
-        let client = reqwest::Client::builder().timeout(PUSH_TIMEOUT).no_proxy().local_address(own_address(host));
-        let client = client.build()?;
-        Ok(Self { client, pushed: HashMap::new(), pushed_status: None })
+        Ok(Self { client: client(host)?, pushed: HashMap::new(), pushed_status: None })
     }
 
     async fn push(&mut self, host: &Host) -> Result<(), PushError> {
@@ -103,7 +111,7 @@ pub(super) fn own_address(host: &Host) -> Option<IpAddr> {
     Some(host.config.listen.ip()).filter(|own| own.is_loopback() && runtime.is_loopback())
 }
 
-fn target(host: &Host, what: &str) -> Option<Target> {
+pub(super) fn target(host: &Host, what: &str) -> Option<Target> {
     let base = host.config.runtime_url.as_ref()?;
     let (session, token) = {
         let inner = host.lock();
@@ -127,11 +135,6 @@ pub(super) async fn push_on_change(host: Arc<Host>, stop: CancellationToken) {
             return;
         }
     };
-    let backoff = ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(250))
-        .with_max_delay(Duration::from_secs(30))
-        .with_jitter()
-        .without_max_times();
     let mut changes = host.changes.subscribe();
     changes.mark_changed();
     while stop.run_until_cancelled(changes.changed()).await.is_some_and(|changed| changed.is_ok()) {
@@ -139,7 +142,7 @@ pub(super) async fn push_on_change(host: Arc<Host>, stop: CancellationToken) {
             return;
         }
         changes.mark_unchanged();
-        let mut delays = backoff.build();
+        let mut delays = backoff();
         loop {
             let pause = match stop.run_until_cancelled(pusher.push(&host)).await {
                 None => return,

@@ -70,6 +70,21 @@ impl TenantTx {
         change!(self, "update sessions set last_activity_at = clock_timestamp() where id = $1 and phase = 'Running'", id)
     }
 
+    /// The audit log has what became of a request for permission. A pod that has no answer to a report sends it again at
+    /// once, so the last rows are enough.
+    pub async fn permission_recorded(&mut self, session: Uuid, permission: Uuid) -> Result<bool, StoreError> {
+        let recorded = sqlx::query_scalar(
+            "select exists (
+               select from (select action, detail from audit_log
+                            where org_id = $1 and target_kind = 'session' and target_id = $2
+                            order by seq desc limit 256) as recent
+               where action = 'session.permission' and detail->>'permission' = $3)",
+        );
+        let (target, permission) = (session.to_string(), permission.to_string());
+        let recorded = recorded.bind(self.organization_id).bind(target).bind(permission);
+        Ok(recorded.fetch_one(&mut *self.tx).await?)
+    }
+
     /// Its user or agent did something. Written at most every few seconds: the idle timeout counts minutes.
     pub async fn session_active(&mut self, id: Uuid, agent_status: Option<&str>) -> Result<(), StoreError> {
         sqlx::query(

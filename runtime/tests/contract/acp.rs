@@ -1,7 +1,18 @@
 //! The contract with an agent that speaks ACP: the same conversation, events and errors; permissions and cancelling; what
 //! becomes of an agent that ends, forgets, wants a login or talks nonsense. Real agents are in the API tests.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+    routing::post,
+};
 
 use super::support::{Pod, Session, SseEvent, until};
 use serde_json::{Value, json};
@@ -134,6 +145,61 @@ async fn nobody_answers_and_the_policy_does() {
         let said = session.ask("tool").await;
         assert!(said.ends_with(&format!(r#"{{"optionId": "{option}", "outcome": "selected"}}"#)), "{said}");
     }
+}
+
+#[tokio::test]
+async fn the_runtime_hears_of_what_no_client_has_decided() {
+    type Reports = Arc<Mutex<Vec<(String, Value)>>>;
+    async fn receive(State(reports): State<Reports>, headers: HeaderMap, Json(body): Json<Value>) -> Response {
+        let token = headers["authorization"].to_str().unwrap().to_owned();
+        let mut reports = reports.lock().unwrap();
+        reports.push((token, body));
+        // The first is lost, of the second nothing is known, and then they are taken.
+        match reports.len() {
+            1 => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+            2 => Json(json!({"taken": 0})).into_response(),
+            _ => Json(json!({"taken": 1})).into_response(),
+        }
+    }
+    let reports = Reports::default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let app = Router::new().route("/internal/v1/sessions/s1/permissions", post(receive)).with_state(reports.clone());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let told = async |at_least: usize| {
+        until("reports", async || Some(reports.lock().unwrap().clone()).filter(|it| it.len() >= at_least)).await
+    };
+    let claimed = |pod: Pod| {
+        std::fs::write(pod.path("secret/session-id"), "s1").unwrap();
+        std::fs::write(pod.path("secret/token"), "t1").unwrap();
+        pod.set("AGENTAPI_RUNTIME_INTERNAL_URL", &url)
+    };
+    let asking = claimed(pod().set("AGENTAPI_PERMISSION_TIMEOUT", "1s"));
+    let session = asking.start().await;
+    session.say("tool").await;
+    let permission = asked(&session).await;
+    let reported = told(3).await;
+    let decision = json!({"permission": permission["id"], "decision": "no", "by": "timeout", "kind": "edit"});
+    for (token, body) in &reported {
+        assert_eq!((token.as_str(), body), ("Bearer t1", &json!({"decisions": [decision]})));
+    }
+    // What a client decides is in the log before the pod hears of it.
+    session.stable().await;
+    session.say("tool").await;
+    let answer = json!({"id": asked(&session).await["id"], "option_id": "yes"});
+    assert_eq!(session.post("/permission", answer).await.0, 200);
+    session.stable().await;
+    drop(session);
+    for (policy, option) in [("allow", "yes"), ("reject", "no")] {
+        let before = reports.lock().unwrap().len();
+        let pod = claimed(pod().set("AGENTAPI_PERMISSIONS", policy));
+        let session = pod.start().await;
+        session.ask("tool").await;
+        let (_, body) = told(before + 1).await.pop().unwrap();
+        let decision = &body["decisions"][0];
+        assert_eq!((&decision["decision"], &decision["by"]), (&json!(option), &json!("policy")), "{body}");
+    }
+    assert_eq!(reports.lock().unwrap().len(), reported.len() + 2, "once each");
 }
 
 #[tokio::test]

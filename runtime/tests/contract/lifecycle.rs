@@ -190,6 +190,51 @@ async fn what_cannot_be_kept_is_not_taken() {
 }
 
 #[tokio::test]
+async fn a_full_disk_keeps_neither_the_conversation_from_being_saved_nor_the_session_from_starting_again() {
+    let (pod, disk) = Pod::new().set("AGENTAPI_STATE_RESERVE", "1048576").on_disk("4m");
+    std::fs::write(pod.path("secret/session-id"), "s1").unwrap();
+    std::fs::write(pod.path("secret/system-prompt"), "Be kind.").unwrap();
+    let reserve = pod.path("state/.reserve");
+    let mut session = pod.start().await;
+    session.ask("before").await;
+    until("room that is kept back", async || std::fs::metadata(&reserve).ok().filter(|it| it.len() == 1 << 20)).await;
+    let mut events = session.events("/events", None).await;
+    disk.fill();
+    assert_eq!(session.ask("in between").await, "You said: in between");
+    let warning = events.until(|event| event.name == "agent_error").await.pop().unwrap().data;
+    assert!(warning["message"].as_str().unwrap().contains("disk is full"), "{warning}");
+    assert!(!reserve.exists());
+    assert_eq!(session.get("/status").await.1.get("saved"), None);
+    session.stable().await;
+    session.terminate().await;
+
+    // Nothing is left now, and the agent's files can't be written; but it has started with such before.
+    disk.fill();
+    let pod = pod.set("AGENTAPI_AGENT_TYPE", "claude");
+    let session = pod.start().await;
+    let error = until("a warning", async || {
+        let text = session.log_text();
+        text.contains("goes on with the files of an earlier start").then_some(text)
+    })
+    .await;
+    assert!(error.contains(".claude.json"), "{error}");
+    until("the agent", async || session.log_text().contains("agent started").then_some(())).await;
+    let said: Vec<String> = session.messages().await.into_iter().map(|message| message.2).collect();
+    assert!(said.iter().any(|it| it == "You said: in between"), "{said:?}");
+
+    // A session that begins on such a disk says what is wrong.
+    for file in ["state", "home"] {
+        std::fs::remove_dir_all(pod.path(file)).unwrap();
+        std::fs::create_dir(pod.path(file)).unwrap();
+    }
+    disk.fill();
+    drop(session);
+    let mut session = pod.start().await;
+    assert_ne!(session.exit().await, Some(0));
+    until("the reason", async || session.log_text().contains("No space left on device").then_some(())).await;
+}
+
+#[tokio::test]
 async fn a_conversation_that_the_agent_cannot_resume_does_not_keep_the_pod_down() {
     let script = "case \"$*\" in *--continue*) exit 3;; esac; \
         r=$(printf '─%.0s' $(seq 80)); printf 'fresh\\n%s\\n❯ \\n%s\\n  ? for shortcuts' \"$r\" \"$r\"; sleep 1000";

@@ -50,6 +50,29 @@ pub struct Pod {
     pub env: Vec<(String, String)>,
 }
 
+/// A mounted disk.
+pub struct Disk(PathBuf);
+
+impl Disk {
+    /// Leaves no room.
+    pub fn fill(&self) {
+        use std::io::Write;
+        let name = format!("work/{}", uuid::Uuid::new_v4());
+        let mut file = std::fs::File::create(self.0.join(name)).unwrap();
+        // The last bytes too: a small file needs a block or two.
+        for size in [64 * 1024, 1] {
+            while file.write_all(&vec![b'x'; size]).is_ok() {}
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // What is open on it goes with whoever has it open.
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
 impl Pod {
     /// A pod whose agent is the test agent in `fixtures/repl.sh`.
     pub fn new() -> Self {
@@ -69,6 +92,20 @@ impl Pod {
     pub fn set(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Puts all its folders on one small disk, as those of a session that may be suspended are.
+    pub fn on_disk(self, size: &str) -> (Self, Disk) {
+        let done = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(self.dir.path())
+            .status();
+        assert!(done.unwrap().success(), "only root can mount a disk for this test");
+        let disk = Disk(self.dir.path().to_owned());
+        for folder in ["state", "work", "home", "secret"] {
+            std::fs::create_dir(self.path(folder)).unwrap();
+        }
+        (self, disk)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -10,6 +10,7 @@ pub mod steps;
 pub mod suspend;
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,7 +123,7 @@ impl Platform {
             organization_burst: 4000,
             user_requests_per_second: 1000,
             user_burst: 2000,
-            user_event_streams: NonZeroU32::new(200).unwrap_or(NonZeroU32::MIN),
+            user_event_streams: NonZeroU32::MIN.saturating_add(199),
             failed_authentications_per_second: 1000,
             failed_authentications_burst: 2000,
             replicas: NonZeroU32::MIN,

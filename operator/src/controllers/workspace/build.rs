@@ -195,6 +195,9 @@ fn environment(workspace: &Workspace, surroundings: &Surroundings) -> Vec<EnvVar
             }),
         },
     ];
+    if !keeping::kept(workspace).is_empty() {
+        variables.push(plain(env::STATE_RESERVE, keeping::RESERVE_BYTES.to_string()));
+    }
     if let Some(command) = &agent.command {
         let json = serde_json::Value::from(command.clone()).to_string();
         variables.push(plain(env::AGENT_COMMAND, dollars_doubled(&json)));
@@ -316,6 +319,11 @@ mod tests {
             (pod.volumes.unwrap(), pod.containers.into_iter().next().unwrap().volume_mounts.unwrap())
         };
         insta::assert_yaml_snapshot!("kept", shown(&workspace));
+        let reserve = |workspace: &Workspace| {
+            let variables = environment(workspace, &surroundings());
+            variables.into_iter().find(|it| it.name == env::STATE_RESERVE).and_then(|it| it.value)
+        };
+        assert_eq!((reserve(&workspace).as_deref(), reserve(&web())), (Some("33554432"), None));
         // The working folder of all sessions stays where it is.
         workspace.spec.storage = serde_json::from_value(json!({"size": "5Gi"})).unwrap();
         let (volumes, mounts) = shown(&workspace);

@@ -10,6 +10,9 @@ use k8s_openapi::{
 };
 use kube::api::ObjectMeta;
 
+/// Kept back on the volume, so that an agent that fills it does not keep the conversation from being saved.
+pub(super) const RESERVE_BYTES: u64 = 32 << 20;
+
 /// Folders of a session that outlive its pod. The conversation without the agent's home, or the other way round, would
 /// be of no use, so they are on one volume.
 pub(super) fn kept(workspace: &Workspace) -> &'static [&'static str] {

@@ -1,0 +1,133 @@
+//! `POST /internal/v1/sessions/{id}/permissions`: a session pod says which permissions its agent was given or refused
+//! without an answer of a client, for the audit log. May touch: `auth::session_token`, `store`.
+
+use std::net::SocketAddr;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::App;
+use super::error::Problem;
+use super::extract::{self, SessionId};
+use super::internal::admit;
+use crate::audit::{Entry, Origin, action};
+use crate::auth::AuthError;
+use crate::store::TenantScope;
+
+/// More are sent in parts.
+const MAX_DECISIONS: usize = 64;
+const MAX_BODY_BYTES: usize = 256 * 1024;
+/// Agents name their options themselves.
+const MAX_OPTION: usize = 256;
+/// What ACP calls tools.
+const KINDS: [&str; 10] =
+    ["read", "edit", "delete", "move", "search", "execute", "think", "fetch", "switch_mode", "other"];
+
+/// What a pod's agent was allowed or not.
+#[derive(Debug, Deserialize)]
+struct Decisions {
+    decisions: Vec<Decision>,
+}
+
+/// One request of the agent and what became of it.
+#[derive(Debug, Deserialize)]
+struct Decision {
+    permission: Uuid,
+    /// The option, or `cancelled`.
+    decision: String,
+    by: By,
+    /// Kind of tool.
+    kind: String,
+}
+
+/// Who decided.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum By {
+    /// The workspace's policy.
+    Policy,
+    /// Nobody in time.
+    Timeout,
+}
+
+/// How many of them are in the log, from the first on. The pod sends the others again.
+#[derive(Debug, Serialize)]
+pub struct Taken {
+    taken: usize,
+}
+
+impl Decision {
+    fn validate(&self) -> Result<(), Problem> {
+        if self.decision.len() > MAX_OPTION || self.decision.chars().any(char::is_control) {
+            return Err(Problem::invalid_field("decisions", "A decision is the id of an option, or `cancelled`."));
+        }
+        Ok(())
+    }
+
+    fn detail(&self) -> serde_json::Value {
+        let kind = if KINDS.contains(&self.kind.as_str()) { &self.kind } else { "other" };
+        json!({ "permission": self.permission, "decision": self.decision, "by": self.by, "kind": kind })
+    }
+}
+
+/// Records them. What was sent before is not recorded again.
+pub async fn post(
+    State(app): State<App>,
+    SessionId(id): SessionId,
+    request: Request,
+) -> Result<Json<Taken>, Problem> {
+    let (parts, body) = request.into_parts();
+    let peer = parts.extensions.get::<SocketAddr>().map(|peer| peer.ip().to_canonical());
+    let peer = peer.filter(|_| app.internal.check_pod_address);
+    let claims = app
+        .tokens
+        .verify_session(extract::bearer(&parts.headers)?)
+        .map_err(|_| AuthError::Invalid("the session token is not valid".to_owned()))?;
+    if claims.sub != id {
+        return Err(Problem::no_such_session());
+    }
+    extract::require_content_type(&parts.headers, "application/json")?;
+    let body = extract::read_body(body, MAX_BODY_BYTES).await?;
+    let Decisions { decisions } = extract::parse_json(&body)?;
+    if decisions.len() > MAX_DECISIONS {
+        let detail = format!("At most {MAX_DECISIONS} decisions are taken at a time.");
+        return Err(Problem::invalid_field("decisions", detail));
+    }
+    decisions.iter().try_for_each(Decision::validate)?;
+    let Some(organization) = app.store.organization_by_slug(&claims.org).await? else {
+        return Err(Problem::no_such_session());
+    };
+    let scope = TenantScope { platform: false, ..TenantScope::system(&organization) };
+    let mut tx = app.store.tenant_tx(&scope).await?;
+    let Some(session) = tx.session(id).await? else {
+        return Err(Problem::no_such_session());
+    };
+    admit(&session, &claims, peer)?;
+    let (origin, target) = (Origin::system("permissions"), id.to_string());
+    let mut taken = 0;
+    for decision in &decisions {
+        if !tx.permission_recorded(id, decision.permission).await? {
+            // An image of a tenant could fill the log otherwise.
+            if let Err(problem) = app.rates.admit_decision(id) {
+                if taken == 0 {
+                    return Err(problem);
+                }
+                break;
+            }
+            tx.audit(&Entry {
+                origin: &origin,
+                action: action::SESSION_PERMISSION,
+                target_kind: "session",
+                target_id: Some(&target),
+                detail: decision.detail(),
+            })
+            .await?;
+        }
+        taken += 1;
+    }
+    tx.commit().await?;
+    Ok(Json(Taken { taken }))
+}
