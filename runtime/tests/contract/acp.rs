@@ -170,7 +170,8 @@ async fn the_runtime_hears_of_what_no_client_has_decided() {
         until("reports", async || Some(reports.lock().unwrap().clone()).filter(|it| it.len() >= at_least)).await
     };
     let claimed = |pod: Pod| {
-        std::fs::write(pod.path("secret/session-id"), "s1").unwrap();
+        let secret = json!({"id": "s1", "organization": "acme", "workspace": "web"});
+        std::fs::write(pod.path("secret/session.json"), secret.to_string()).unwrap();
         std::fs::write(pod.path("secret/token"), "t1").unwrap();
         pod.set("AGENTAPI_RUNTIME_INTERNAL_URL", &url)
     };

@@ -192,8 +192,8 @@ async fn what_cannot_be_kept_is_not_taken() {
 #[tokio::test]
 async fn a_full_disk_keeps_neither_the_conversation_from_being_saved_nor_the_session_from_starting_again() {
     let (pod, disk) = Pod::new().set("AGENTAPI_STATE_RESERVE", "1048576").on_disk("4m");
-    std::fs::write(pod.path("secret/session-id"), "s1").unwrap();
-    std::fs::write(pod.path("secret/system-prompt"), "Be kind.").unwrap();
+    let secret = json!({"id": "s1", "organization": "acme", "workspace": "web", "systemPrompt": "Be kind."});
+    std::fs::write(pod.path("secret/session.json"), secret.to_string()).unwrap();
     let reserve = pod.path("state/.reserve");
     let mut session = pod.start().await;
     session.ask("before").await;
