@@ -98,3 +98,58 @@ impl Host {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{cell::Cell, collections::BTreeMap, sync::Arc};
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::session::SessionArgs;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        session: SessionArgs,
+    }
+
+    fn host(folder: &Path) -> Arc<Host> {
+        let folder = folder.to_str().unwrap();
+        let args = ["session", "--insecure-no-auth", "--state-dir", folder, "--state-reserve", "65536"];
+        Host::open(Cli::parse_from(args).session.into_config(BTreeMap::new()).unwrap()).unwrap()
+    }
+
+    fn failed(kind: io::ErrorKind) -> SeedError {
+        SeedError { path: "file".to_owned(), source: kind.into() }
+    }
+
+    #[test]
+    fn a_full_disk_gets_the_room_that_was_kept_back_once_and_takes_it_again_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let host = host(folder.path());
+        let file = folder.path().join(".reserve");
+        host.reserve.take();
+        host.reserve.take();
+        assert_eq!(fs::metadata(&file).unwrap().len(), 65536);
+        let tries = Cell::new(0);
+        let write = |kind: io::ErrorKind| {
+            tries.set(tries.get() + 1);
+            if file.exists() { Err(failed(kind)) } else { Ok("written") }
+        };
+        // Room is of no use there.
+        assert!(host.with_room(|| write(io::ErrorKind::PermissionDenied)).is_err());
+        assert_eq!((tries.get(), file.exists()), (1, true));
+        assert_eq!(host.with_room(|| write(io::ErrorKind::StorageFull)).unwrap(), "written");
+        assert_eq!((tries.get(), file.exists()), (3, false));
+        // There is none any more.
+        let full: Result<(), _> = host.with_room(|| Err(failed(io::ErrorKind::QuotaExceeded)));
+        assert!(full.is_err());
+        host.reserve.take();
+        assert!(file.exists());
+        assert!(host.reserve.give_up());
+        Reserve::new(folder.path(), u64::MAX / 4).take();
+        assert!(!file.exists(), "nobody else would have any room");
+    }
+}

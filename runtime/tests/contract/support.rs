@@ -94,18 +94,21 @@ impl Pod {
         self
     }
 
-    /// Puts all its folders on one small disk, as those of a session that may be suspended are.
-    pub fn on_disk(self, size: &str) -> (Self, Disk) {
+    /// Puts all its folders on one small disk, as those of a session that may be suspended are. None: this user may not
+    /// mount one.
+    pub fn on_disk(self, size: &str) -> Option<(Self, Disk)> {
         let done = std::process::Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
             .arg(self.dir.path())
             .status();
-        assert!(done.unwrap().success(), "only root can mount a disk for this test");
+        if !done.is_ok_and(|status| status.success()) {
+            return None;
+        }
         let disk = Disk(self.dir.path().to_owned());
         for folder in ["state", "work", "home", "secret"] {
             std::fs::create_dir(self.path(folder)).unwrap();
         }
-        (self, disk)
+        Some((self, disk))
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
