@@ -199,10 +199,8 @@ async fn a_user_has_so_many_event_streams_open_and_closing_one_makes_room() -> R
         assert!(problem["type"].as_str().is_some_and(|kind| kind.ends_with("/too-many-streams")), "{problem}");
         assert_eq!(problem["limit"], 2, "{problem}");
     }
-    let counted = format!(
-        "agentapi_requests_throttled_total{{kind=\"streams\",organization=\"{}\"}} 2",
-        acme.organization.slug
-    );
+    let counted =
+        format!("agentapi_requests_throttled_total{{kind=\"streams\",organization=\"{}\"}} 2", acme.organization.slug);
     assert!(metrics(&replica).await?.contains(&counted));
     assert_eq!(alice.get(&format!("/v1/sessions/{id}/status")).await?.status, 200, "only streams are counted");
     assert_eq!(open(&replica.api(Some(&acme.admin))?, "events").await?.status(), StatusCode::OK, "another user");

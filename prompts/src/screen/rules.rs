@@ -300,7 +300,8 @@ pub(super) fn loosen(full: &str) -> String {
     let mut rest = full;
     while let Some(at) = rest.find('{') {
         let (text, count) = (&rest[..at], &rest[at + 1..]);
-        let closed = count.find('}').filter(|_| !text.ends_with('\\') && count.starts_with(|c: char| c.is_ascii_digit()));
+        let closed =
+            count.find('}').filter(|_| !text.ends_with('\\') && count.starts_with(|c: char| c.is_ascii_digit()));
         loose.push_str(text);
         let Some(end) = closed else {
             loose.push('{');

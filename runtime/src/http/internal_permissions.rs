@@ -74,11 +74,7 @@ impl Decision {
 }
 
 /// Records them. What was sent before is not recorded again.
-pub async fn post(
-    State(app): State<App>,
-    SessionId(id): SessionId,
-    request: Request,
-) -> Result<Json<Taken>, Problem> {
+pub async fn post(State(app): State<App>, SessionId(id): SessionId, request: Request) -> Result<Json<Taken>, Problem> {
     let (parts, body) = request.into_parts();
     let peer = parts.extensions.get::<SocketAddr>().map(|peer| peer.ip().to_canonical());
     let peer = peer.filter(|_| app.internal.check_pod_address);

@@ -16,8 +16,8 @@ use utoipa_axum::routes;
 
 use super::error::Problem;
 use super::{
-    App, connect, docs, extract, health, internal, internal_connections, internal_ending, internal_permissions, isolation, observe,
-    rate_limit, request_id, v1,
+    App, connect, docs, extract, health, internal, internal_connections, internal_ending, internal_permissions,
+    isolation, observe, rate_limit, request_id, v1,
 };
 use crate::oauth::CONNECT_PATH;
 

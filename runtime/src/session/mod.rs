@@ -163,12 +163,7 @@ async fn serve(config: SessionConfig, shutdown: CancellationToken) -> Result<(),
     match &exit {
         None => {
             tracing::info!("stopping");
-            tokio::join!(
-                host.stop(),
-                sync::push_last(&host),
-                decisions::push_last(&host),
-                sync::tell_end(&host)
-            );
+            tokio::join!(host.stop(), sync::push_last(&host), decisions::push_last(&host), sync::tell_end(&host));
         }
         Some(_) => {
             tokio::join!(

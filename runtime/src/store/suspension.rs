@@ -67,7 +67,11 @@ impl TenantTx {
     /// A request is about to reach its pod. False: it does not run any more. The time is this moment's, not that of the
     /// transaction's begin.
     pub async fn session_in_use(&mut self, id: Uuid) -> Result<bool, StoreError> {
-        change!(self, "update sessions set last_activity_at = clock_timestamp() where id = $1 and phase = 'Running'", id)
+        change!(
+            self,
+            "update sessions set last_activity_at = clock_timestamp() where id = $1 and phase = 'Running'",
+            id
+        )
     }
 
     /// The audit log has what became of a request for permission. A pod that has no answer to a report sends it again at
