@@ -136,6 +136,8 @@ async fn nobody_answers_and_the_policy_does() {
     let seen = events.until(|event| event.name == "permission_resolved").await;
     let resolved = &seen.last().unwrap().data;
     assert_eq!((&resolved["by"], &resolved["option_id"]), (&json!("timeout"), &json!("no")));
+    let asked = seen.iter().find(|event| event.name == "permission").expect("clients hear of the request at once");
+    assert_eq!(asked.data["id"], resolved["id"]);
     assert!(last(&session).await.contains(r#"{"optionId": "no", "outcome": "selected"}"#));
     let late = session.post("/permission", json!({"id": resolved["id"], "option_id": "yes"})).await;
     assert_eq!(slug(&late), (409, "permission-answered"));
