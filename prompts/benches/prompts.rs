@@ -149,7 +149,7 @@ fn shuffled(words: &[&str]) -> String {
     while text.len() < 1 << 20 {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         text.push_str(words[usize::try_from(state >> 33).unwrap() % words.len()]);
-        text.push_str(if (state >> 28) & 7 == 0 { ". " } else { " " });
+        text.push_str(if (state >> 28).trailing_zeros() >= 3 { ". " } else { " " });
     }
     text
 }

@@ -1,8 +1,6 @@
 //! `POST /internal/v1/sessions/{id}/permissions`: a session pod says which permissions its agent was given or refused
 //! without an answer of a client, for the audit log. May touch: `auth::session_token`, `store`.
 
-use std::net::SocketAddr;
-
 use axum::Json;
 use axum::extract::{Request, State};
 use serde::{Deserialize, Serialize};
@@ -12,9 +10,8 @@ use uuid::Uuid;
 use super::App;
 use super::error::Problem;
 use super::extract::{self, SessionId};
-use super::internal::admit;
+use super::internal;
 use crate::audit::{Entry, Origin, action};
-use crate::auth::AuthError;
 use crate::store::TenantScope;
 
 /// More are sent in parts.
@@ -29,12 +26,12 @@ const KINDS: [&str; 10] =
 /// What a pod's agent was allowed or not.
 #[derive(Debug, Deserialize)]
 struct Decisions {
-    decisions: Vec<Decision>,
+    decisions: Vec<Decided>,
 }
 
 /// One request of the agent and what became of it.
 #[derive(Debug, Deserialize)]
-struct Decision {
+struct Decided {
     permission: Uuid,
     /// The option, or `cancelled`.
     decision: String,
@@ -59,7 +56,7 @@ pub struct Taken {
     taken: usize,
 }
 
-impl Decision {
+impl Decided {
     fn validate(&self) -> Result<(), Problem> {
         if self.decision.len() > MAX_OPTION || self.decision.chars().any(char::is_control) {
             return Err(Problem::invalid_field("decisions", "A decision is the id of an option, or `cancelled`."));
@@ -76,15 +73,8 @@ impl Decision {
 /// Records them. What was sent before is not recorded again.
 pub async fn post(State(app): State<App>, SessionId(id): SessionId, request: Request) -> Result<Json<Taken>, Problem> {
     let (parts, body) = request.into_parts();
-    let peer = parts.extensions.get::<SocketAddr>().map(|peer| peer.ip().to_canonical());
-    let peer = peer.filter(|_| app.internal.check_pod_address);
-    let claims = app
-        .tokens
-        .verify_session(extract::bearer(&parts.headers)?)
-        .map_err(|_| AuthError::Invalid("the session token is not valid".to_owned()))?;
-    if claims.sub != id {
-        return Err(Problem::no_such_session());
-    }
+    let peer = internal::peer(&app, &parts.extensions);
+    let claims = internal::claims(&app, id, &parts.headers)?;
     extract::require_content_type(&parts.headers, "application/json")?;
     let body = extract::read_body(body, MAX_BODY_BYTES).await?;
     let Decisions { decisions } = extract::parse_json(&body)?;
@@ -92,16 +82,14 @@ pub async fn post(State(app): State<App>, SessionId(id): SessionId, request: Req
         let detail = format!("At most {MAX_DECISIONS} decisions are taken at a time.");
         return Err(Problem::invalid_field("decisions", detail));
     }
-    decisions.iter().try_for_each(Decision::validate)?;
-    let Some(organization) = app.store.organization_by_slug(&claims.org).await? else {
-        return Err(Problem::no_such_session());
-    };
+    decisions.iter().try_for_each(Decided::validate)?;
+    let organization = internal::organization(&app, &claims).await?;
     let scope = TenantScope { platform: false, ..TenantScope::system(&organization) };
     let mut tx = app.store.tenant_tx(&scope).await?;
     let Some(session) = tx.session(id).await? else {
         return Err(Problem::no_such_session());
     };
-    admit(&session, &claims, peer)?;
+    internal::admit(&session, &claims, peer)?;
     let (origin, target) = (Origin::system("permissions"), id.to_string());
     let mut taken = 0;
     for decision in &decisions {

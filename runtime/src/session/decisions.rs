@@ -30,7 +30,7 @@ const MAX_KIND: usize = 32;
 
 /// One of them.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Decision {
+pub(super) struct Decided {
     permission: String,
     decision: String,
     by: By,
@@ -40,13 +40,13 @@ pub(super) struct Decision {
 /// What the runtime does not have yet.
 #[derive(Default)]
 pub(super) struct Decisions {
-    waiting: Mutex<VecDeque<Decision>>,
+    waiting: Mutex<VecDeque<Decided>>,
     added: Notify,
 }
 
 #[derive(Serialize)]
 struct Part<'a> {
-    decisions: &'a [Decision],
+    decisions: &'a [Decided],
 }
 
 #[derive(Deserialize)]
@@ -55,7 +55,7 @@ struct Taken {
 }
 
 impl Decisions {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Decision>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Decided>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -73,15 +73,15 @@ impl Decisions {
         {
             tracing::error!(?lost, "the runtime takes no decisions about permissions; one is given up");
         }
-        waiting.push_back(Decision { permission, decision, by, kind });
+        waiting.push_back(Decided { permission, decision, by, kind });
         self.added.notify_one();
     }
 
-    fn part(&self) -> Vec<Decision> {
+    fn part(&self) -> Vec<Decided> {
         self.lock().iter().take(MAX_PART).cloned().collect()
     }
 
-    fn done(&self, part: &[Decision]) {
+    fn done(&self, part: &[Decided]) {
         // Some of the part may have been given up meanwhile.
         self.lock().retain(|waiting| !part.iter().any(|it| it.permission == waiting.permission));
     }
