@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn what_the_runtime_has_is_forgotten_and_the_oldest_when_there_is_no_room() {
         let decisions = Decisions::default();
-        for id in 0..MAX_WAITING + 1 {
+        for id in 0..=MAX_WAITING {
             let option_id = format!("yes\n{}", "é".repeat(MAX_OPTION));
             decisions.add(id.to_string(), "edit".to_owned(), &Outcome::Selected { option_id }, By::Policy);
         }
