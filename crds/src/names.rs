@@ -205,10 +205,10 @@ pub fn tenant_role(organization: &str) -> String {
     format!("org_{}", organization.replace('-', "_"))
 }
 
-/// Postgres role that the runtime takes on for an organization: its id is in the name, so that policies need no table to
-/// know it. No `tenant_role` is ever called like that, since a name of an Organization doesn't begin with `-`.
+/// Postgres role that the runtime takes on for an organization: its name is the id as Postgres also reads it, so that to
+/// policies `current_user::uuid` is the organization. The brace tells it from all other roles.
 pub fn tenant_id_role(id: &str) -> String {
-    format!("org__{}", id.replace('-', ""))
+    format!("{{{id}}}")
 }
 
 /// Postgres login role of an organization for direct, read-only use.
@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(tenant_namespace("acme"), "agentapi-acme");
         assert_eq!(tenant_role("big-corp"), "org_big_corp");
         assert_eq!(tenant_read_role("big-corp"), "org_big_corp_ro");
-        assert_eq!(tenant_id_role("2b8e4a5c-1111-4222-8333-444455556666"), "org__2b8e4a5c111142228333444455556666");
+        assert_eq!(tenant_id_role("2b8e4a5c-1111-4222-8333-444455556666"), "{2b8e4a5c-1111-4222-8333-444455556666}");
         assert_eq!(session_secret("w-web-1"), "w-web-1-session");
         let url = mcp_server_url("acme", "files", "cluster.local");
         assert_eq!(url, "http://agentapi-mcp-files.agentapi-acme.svc.cluster.local:8090/mcp");

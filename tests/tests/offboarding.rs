@@ -178,7 +178,7 @@ async fn check_receipt(fixture: &Fixture, leaving: &Leaving, claims: &Value) {
     assert!(claims["steps"]["rows"][other].is_null());
     assert_eq!(claims["steps"]["keys"]["versions"], serde_json::json!([1]));
     let roles = &claims["steps"]["revoke"]["roles"];
-    assert_eq!(roles[0], format!("org__{}", leaving.id.simple()));
+    assert_eq!(roles[0], format!("{{{}}}", leaving.id));
     assert_eq!(roles[1], format!("org_{}", leaving.slug));
     // The receipt names the end of the chain, and the chain has each step once.
     let id = leaving.id;
@@ -201,7 +201,7 @@ async fn check_receipt(fixture: &Fixture, leaving: &Leaving, claims: &Value) {
 async fn check_what_is_left(fixture: &Fixture, leaving: &Leaving) {
     let (slug, id) = (&leaving.slug, leaving.id);
     assert_eq!(fixture.number(&format!("select count(*) from pg_roles where rolname ~ '^org_{slug}'")).await, 0);
-    let by_id = format!("select count(*) from pg_roles where rolname = 'org__{}'", leaving.id.simple());
+    let by_id = format!("select count(*) from pg_roles where rolname = '{{{}}}'", leaving.id);
     assert_eq!(fixture.number(&by_id).await, 0);
     assert_eq!(fixture.number(&format!("select count(*) from tenant_keys where org_id = '{id}'")).await, 0);
     let left = i64::from(leaving.policy == DeletionPolicy::Retain);
@@ -256,7 +256,7 @@ async fn a_successor_of_the_same_name_keeps_its_roles_and_who_never_was_leaves_n
     while !matches!(fixture.step(&leaving, Timestamp::now()).await, Outcome::Receipt(_)) {}
     assert_eq!(fixture.number("select count(*) from pg_roles where rolname ~ '^org_acme'").await, 2);
     for (id, left) in [(predecessor.id, 0), (successor.id, 1)] {
-        let by_id = format!("select count(*) from pg_roles where rolname = 'org__{}'", id.simple());
+        let by_id = format!("select count(*) from pg_roles where rolname = '{{{}}}'", id);
         assert_eq!(fixture.number(&by_id).await, left);
     }
     let owner = fixture.text("select org_id::text from tenant_roles where role_name = 'org_acme'").await;

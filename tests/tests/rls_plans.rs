@@ -16,7 +16,7 @@ async fn plan(
     sqlx::raw_sql(AssertSqlSafe(before.to_owned())).execute(&mut *tx).await.unwrap();
     let user = if query.role == "admin" { acme.admin.id } else { acme.alice.id };
     become_tenant(&mut tx, acme, Some(user), query.role).await.unwrap();
-    let text = query.with_rls.replace("$1", &format!("'{session}'")).replace("$2", &format!("'{}'", acme.id));
+    let text = query.with_rls(session);
     let lines: Vec<String> =
         sqlx::query_scalar(AssertSqlSafe(format!("explain (costs off) {text}"))).fetch_all(&mut *tx).await.unwrap();
     tx.rollback().await.unwrap();

@@ -106,7 +106,7 @@ async fn drift_is_put_right() {
     let fixture = Fixture::new().await;
     let acme = tenant("acme");
     let key = fixture.ensure(&acme).await.unwrap().data_keys;
-    let id_role = format!("org__{}", acme.id.simple());
+    let id_role = format!("{{{}}}", acme.id);
     for role in ["org_acme", &id_role] {
         drift_of_is_put_right(&fixture, &acme, role).await;
     }

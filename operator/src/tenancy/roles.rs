@@ -59,7 +59,7 @@ pub async fn observe(database: impl PgExecutor<'_>) -> Result<Catalogue> {
                  array(select g.rolname::text from pg_auth_members m join pg_roles g on g.oid = m.member
                        where m.roleid = r.oid order by 1) as members,
                  shobj_description(r.oid, 'pg_authid') as comment
-          from pg_roles r where r.rolname ~ '^org_'",
+          from pg_roles r where r.rolname ~ '^(org_|[{])'",
     )
     .fetch_all(database)
     .await

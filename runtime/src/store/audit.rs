@@ -23,6 +23,16 @@ macro_rules! select_row {
     };
 }
 
+/// A page of the log, newest first. `$1` is the number before which it begins, `$2` to `$8` are filters (action, actor, kind
+/// and id of the target, request, since, until), `$9` is how many.
+pub const AUDIT_BACK: &str = select_row!(
+    "where ($1::bigint is null or seq < $1) and ($2::text is null or action = $2)
+       and ($3::text is null or actor = $3) and ($4::text is null or target_kind = $4)
+       and ($5::text is null or target_id = $5) and ($6::text is null or request_id = $6)
+       and ($7::text is null or at >= $7::timestamptz) and ($8::text is null or at < $8::timestamptz)
+     order by seq desc limit $9"
+);
+
 fn from_row(row: &PgRow) -> Result<Row, StoreError> {
     let at = Timestamp::from_microsecond(row.try_get("micros")?).map_err(|_| StoreError::Corrupt("audit_log.at"))?;
     Ok(Row {
@@ -164,16 +174,7 @@ impl TenantTx {
     pub async fn audit_rows(&mut self, filter: &AuditFilter<'_>) -> Result<Vec<Row>, StoreError> {
         // Two statements, since the direction decides how the index is read.
         let (query, cursor) = match filter.page {
-            AuditPage::Back(before) => (
-                sqlx::query(select_row!(
-                    "where ($1::bigint is null or seq < $1) and ($2::text is null or action = $2)
-                       and ($3::text is null or actor = $3) and ($4::text is null or target_kind = $4)
-                       and ($5::text is null or target_id = $5) and ($6::text is null or request_id = $6)
-                       and ($7::text is null or at >= $7::timestamptz) and ($8::text is null or at < $8::timestamptz)
-                     order by seq desc limit $9"
-                )),
-                before,
-            ),
+            AuditPage::Back(before) => (sqlx::query(AUDIT_BACK), before),
             AuditPage::On(after) => (
                 sqlx::query(select_row!(
                     "where seq > $1::bigint and ($2::text is null or action = $2)

@@ -22,16 +22,15 @@ pub struct Message {
     pub time: String,
 }
 
+/// The transcript of the session `$1`.
+pub const TRANSCRIPT: &str =
+    "select id, role, content, to_char(time at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') as time
+     from messages where session_id = $1 order by id";
+
 impl TenantTx {
     /// All of a session, oldest first.
     pub async fn messages(&mut self, session: Uuid) -> Result<Vec<Message>, StoreError> {
-        let rows = sqlx::query(
-            "select id, role, content, to_char(time at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') as time
-             from messages where session_id = $1 order by id",
-        )
-        .bind(session)
-        .fetch_all(&mut *self.tx)
-        .await?;
+        let rows = sqlx::query(TRANSCRIPT).bind(session).fetch_all(&mut *self.tx).await?;
         let message = |row: &sqlx::postgres::PgRow| {
             Ok::<_, sqlx::Error>(Message {
                 id: row.try_get("id")?,

@@ -92,6 +92,19 @@ macro_rules! select_session {
     };
 }
 
+/// Behind every routed request. `$1` is the session.
+pub const SESSION_BY_ID: &str = select_session!("where s.id = $1");
+
+/// A page of a list. `$1` to `$4` are workspace, phase, the id before which it begins, and how many.
+pub const SESSIONS_PAGE: &str = select_session!(
+    "where ($1::text is null or w.name = $1) and ($2::text is null or s.phase = $2)
+       and ($3::uuid is null or s.id < $3)
+     order by s.id desc limit $4"
+);
+
+/// What counts against the organization's quota.
+pub const LIVE_SESSIONS: &str = "select count(*) from sessions where ended_at is null and phase <> 'Suspended'";
+
 impl Session {
     fn from_row(row: &PgRow) -> Result<Self, StoreError> {
         Ok(Self {
@@ -152,7 +165,7 @@ pub struct QuotaExceeded {
 impl TenantTx {
     /// A session that the scope may see.
     pub async fn session(&mut self, id: Uuid) -> Result<Option<Session>, StoreError> {
-        let row = sqlx::query(select_session!("where s.id = $1")).bind(id).fetch_optional(&mut *self.tx).await?;
+        let row = sqlx::query(SESSION_BY_ID).bind(id).fetch_optional(&mut *self.tx).await?;
         row.as_ref().map(Session::from_row).transpose()
     }
 
@@ -168,17 +181,13 @@ impl TenantTx {
 
     /// Newest first.
     pub async fn sessions(&mut self, filter: &SessionFilter<'_>) -> Result<Vec<Session>, StoreError> {
-        let rows = sqlx::query(select_session!(
-            "where ($1::text is null or w.name = $1) and ($2::text is null or s.phase = $2)
-               and ($3::uuid is null or s.id < $3)
-             order by s.id desc limit $4"
-        ))
-        .bind(filter.workspace)
-        .bind(filter.phase.map(Phase::as_str))
-        .bind(filter.before)
-        .bind(filter.limit)
-        .fetch_all(&mut *self.tx)
-        .await?;
+        let rows = sqlx::query(SESSIONS_PAGE)
+            .bind(filter.workspace)
+            .bind(filter.phase.map(Phase::as_str))
+            .bind(filter.before)
+            .bind(filter.limit)
+            .fetch_all(&mut *self.tx)
+            .await?;
         rows.iter().map(Session::from_row).collect()
     }
 
@@ -220,10 +229,7 @@ impl TenantTx {
             return Ok(None);
         };
         self.widen().await?;
-        let used: i64 =
-            sqlx::query_scalar("select count(*) from sessions where ended_at is null and phase <> 'Suspended'")
-                .fetch_one(&mut *self.tx)
-                .await?;
+        let used: i64 = sqlx::query_scalar(LIVE_SESSIONS).fetch_one(&mut *self.tx).await?;
         self.end_widened().await?;
         if let Some(limit) = organization_limit.filter(|limit| used >= *limit) {
             return Ok(Some(Err(QuotaExceeded { quota: "organization.sessions", limit, used })));

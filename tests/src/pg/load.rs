@@ -1,5 +1,6 @@
 //! Many organizations with many rows, for plans and timings, and the queries that the runtime asks most.
 use super::{Database, bin_dir};
+use agentapi_runtime::store::{audit, messages, sessions};
 use anyhow::{Context, Result, bail};
 use sqlx::{Connection, Executor, PgConnection};
 use std::process::Command;
@@ -18,20 +19,39 @@ pub struct Scale {
     pub audit: i32,
 }
 
-/// A query that the runtime asks all the time. `$1` is a session of the user who asks, `$2` the organization; only the
-/// form without row-level security needs `$2`.
+/// A query that the runtime asks all the time, in the runtime's own words.
 #[derive(Clone, Copy, Debug)]
 pub struct HotQuery {
     /// What it is for.
     pub name: &'static str,
     /// Table whose index must be used.
     pub table: &'static str,
+    /// How the query calls it in front of a column.
+    alias: &'static str,
     /// `admin` or `user`.
     pub role: &'static str,
-    /// As the runtime asks it.
-    pub with_rls: &'static str,
-    /// The same with the condition that the policy adds.
-    pub without_rls: &'static str,
+    sql: &'static str,
+    /// `$1` and so on; `session` stands for one of the user who asks.
+    parameters: &'static [&'static str],
+}
+
+impl HotQuery {
+    /// As it is asked, about this session.
+    pub fn with_rls(&self, session: Uuid) -> String {
+        let numbered = self.parameters.iter().enumerate().rev();
+        numbered.fold(self.sql.to_owned(), |text, (n, value)| {
+            let value = if *value == "session" { format!("'{session}'") } else { (*value).to_owned() };
+            text.replace(&format!("${}", n + 1), &value)
+        })
+    }
+
+    /// The same with the conditions that the policies add.
+    pub fn without_rls(&self, session: Uuid, organization: Uuid, user: Uuid) -> String {
+        let alias = self.alias;
+        let only = if self.role == "admin" { String::new() } else { format!(" and {alias}user_id = '{user}'") };
+        let conditions = format!("where {alias}org_id = '{organization}'{only} and ");
+        self.with_rls(session).replacen("where ", &conditions, 1)
+    }
 }
 
 /// The queries behind the routes that are called most.
@@ -39,42 +59,42 @@ pub const HOT_QUERIES: &[HotQuery] = &[
     HotQuery {
         name: "a session by id (every routed request)",
         table: "sessions",
+        alias: "s.",
         role: "user",
-        with_rls: "select s.phase, s.pod_ip, w.name from sessions s
-                   join workspaces w on w.org_id = s.org_id and w.id = s.workspace_id where s.id = $1 and $2 is not null",
-        without_rls: "select s.phase, s.pod_ip, w.name from sessions s
-                      join workspaces w on w.org_id = s.org_id and w.id = s.workspace_id
-                      where s.id = $1 and s.org_id = $2",
+        sql: sessions::SESSION_BY_ID,
+        parameters: &["session"],
     },
     HotQuery {
         name: "the transcript of a session",
         table: "messages",
+        alias: "",
         role: "user",
-        with_rls: "select id, role, content from messages where session_id = $1 and $2 is not null order by id",
-        without_rls: "select id, role, content from messages where session_id = $1 and org_id = $2 order by id",
+        sql: messages::TRANSCRIPT,
+        parameters: &["session"],
     },
     HotQuery {
         name: "an admin's list of sessions",
         table: "sessions",
+        alias: "s.",
         role: "admin",
-        with_rls: "select id, phase from sessions where id <> $1 and $2 is not null order by id desc limit 50",
-        without_rls: "select id, phase from sessions where id <> $1 and org_id = $2 order by id desc limit 50",
+        sql: sessions::SESSIONS_PAGE,
+        parameters: &["null", "null", "null", "50"],
     },
     HotQuery {
         name: "live sessions, for a quota",
         table: "sessions",
+        alias: "",
         role: "admin",
-        with_rls: "select count(*) from sessions where ended_at is null and id <> $1 and $2 is not null",
-        without_rls: "select count(*) from sessions where ended_at is null and id <> $1 and org_id = $2",
+        sql: sessions::LIVE_SESSIONS,
+        parameters: &[],
     },
     HotQuery {
         name: "the newest audit rows",
         table: "audit_log",
+        alias: "",
         role: "admin",
-        with_rls: "select seq, action from audit_log where target_id <> $1::text and $2 is not null
-                   order by seq desc limit 50",
-        without_rls: "select seq, action from audit_log where target_id <> $1::text and org_id = $2
-                      order by seq desc limit 50",
+        sql: audit::AUDIT_BACK,
+        parameters: &["null", "null", "null", "null", "null", "null", "null", "null", "50"],
     },
 ];
 
