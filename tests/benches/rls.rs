@@ -82,7 +82,7 @@ fn compare(
 ) -> Result<()> {
     let acme = &organizations[0];
     let asked = script(organizations, query, &query.with_rls(session), load);
-    let narrowed = script(organizations, query, &query.without_rls(session, acme.id, acme.alice.id), load);
+    let narrowed = script(organizations, query, &query.without_rls(session, acme.id), load);
     let (mut on, mut off) = (Vec::new(), Vec::new());
     let clients = load.clients(organizations.len());
     // Alternating rounds, so that both see the same weather on the machine.
@@ -95,7 +95,8 @@ fn compare(
     Ok(())
 }
 
-/// Others are looked at for what is acme's: they find nothing, on the same way.
+/// Others are looked at for what is acme's: they find nothing, on the same way. To `pgbench`, a colon before a letter is a
+/// variable; in quotes it is the same to `to_char`.
 fn script(organizations: &[Organization], query: &HotQuery, text: &str, load: Load) -> String {
     let acme = &organizations[0];
     let user = if query.role == "admin" { acme.admin.id } else { acme.alice.id };
@@ -104,6 +105,7 @@ fn script(organizations: &[Organization], query: &HotQuery, text: &str, load: Lo
         Load::Kept => "\\set org :client_id\n".to_owned(),
         Load::InTurn => format!("\\set org random(0, {OTHERS})\n"),
     };
+    let text = text.replace(":MI:SS", "\":\"MI\":\"SS");
     let roles = organizations.iter().map(|one| format!("'{}'", one.id_role)).collect::<Vec<_>>().join(", ");
     format!(
         "{set}begin;\nselect set_config('role', (array[{roles}])[:org + 1], true), \

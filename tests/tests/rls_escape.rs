@@ -24,6 +24,8 @@ async fn a_read_only_login_stays_what_it_is() {
         "org_acme",
         "org_globex",
         "org_globex_ro",
+        &world.acme.id_role,
+        &world.globex.id_role,
         "agentapi_owner",
         "agentapi_operator",
         "agentapi_runtime",
@@ -32,11 +34,11 @@ async fn a_read_only_login_stays_what_it_is() {
         "pg_read_all_data",
     ] {
         for statement in [
-            format!("set role {role}"),
-            format!("set local role {role}"),
+            format!("set role \"{role}\""),
+            format!("set local role \"{role}\""),
             format!("select set_config('role', '{role}', true)"),
-            format!("set session authorization {role}"),
-            format!("grant {role} to current_user"),
+            format!("set session authorization \"{role}\""),
+            format!("grant \"{role}\" to current_user"),
         ] {
             assert_eq!(refusal(&mut ro, &statement).await.as_deref(), Some(DENIED), "{statement}");
         }

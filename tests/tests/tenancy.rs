@@ -132,7 +132,7 @@ async fn drift_of_is_put_right(fixture: &Fixture, acme: &Tenant, role: &str) {
         "create role lure; grant lure to ROLE",
         "drop role ROLE",
     ] {
-        let drift = drift.replace("ROLE", role);
+        let drift = drift.replace("ROLE", &format!("\"{role}\""));
         fixture.admin(&drift).await;
         assert_eq!(fixture.number(&right).await, 0, "{drift} is no drift");
         fixture.ensure(acme).await.unwrap();
