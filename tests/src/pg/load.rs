@@ -26,8 +26,8 @@ pub struct HotQuery {
     pub name: &'static str,
     /// Table whose index must be used.
     pub table: &'static str,
-    /// How the query calls it in front of a column.
-    alias: &'static str,
+    /// Columns that say whose the rows are.
+    organization: &'static [&'static str],
     /// `admin` or `user`.
     pub role: &'static str,
     sql: &'static str,
@@ -45,9 +45,10 @@ impl HotQuery {
         })
     }
 
-    /// The same with the one condition that a program without policies could not do without.
+    /// The same with the condition that a program without policies could not do without.
     pub fn without_rls(&self, session: Uuid, organization: Uuid) -> String {
-        self.with_rls(session).replacen("where ", &format!("where {}org_id = '{organization}' and ", self.alias), 1)
+        let conditions: String = self.organization.iter().map(|it| format!("{it} = '{organization}' and ")).collect();
+        self.with_rls(session).replacen("where ", &format!("where {conditions}"), 1)
     }
 }
 
@@ -56,7 +57,7 @@ pub const HOT_QUERIES: &[HotQuery] = &[
     HotQuery {
         name: "a session by id (every routed request)",
         table: "sessions",
-        alias: "s.",
+        organization: &["s.org_id", "w.org_id"],
         role: "user",
         sql: sessions::SESSION_BY_ID,
         parameters: &["session"],
@@ -64,7 +65,7 @@ pub const HOT_QUERIES: &[HotQuery] = &[
     HotQuery {
         name: "the transcript of a session",
         table: "messages",
-        alias: "",
+        organization: &["org_id"],
         role: "user",
         sql: messages::TRANSCRIPT,
         parameters: &["session"],
@@ -72,7 +73,7 @@ pub const HOT_QUERIES: &[HotQuery] = &[
     HotQuery {
         name: "an admin's list of sessions",
         table: "sessions",
-        alias: "s.",
+        organization: &["s.org_id", "w.org_id"],
         role: "admin",
         sql: sessions::SESSIONS_PAGE,
         parameters: &["null", "null", "null", "50"],
@@ -80,7 +81,7 @@ pub const HOT_QUERIES: &[HotQuery] = &[
     HotQuery {
         name: "live sessions, for a quota",
         table: "sessions",
-        alias: "",
+        organization: &["org_id"],
         role: "admin",
         sql: sessions::LIVE_SESSIONS,
         parameters: &[],
@@ -88,7 +89,7 @@ pub const HOT_QUERIES: &[HotQuery] = &[
     HotQuery {
         name: "the newest audit rows",
         table: "audit_log",
-        alias: "",
+        organization: &["org_id"],
         role: "admin",
         sql: audit::AUDIT_BACK,
         parameters: &["null", "null", "null", "null", "null", "null", "null", "null", "50"],
