@@ -256,7 +256,7 @@ async fn a_successor_of_the_same_name_keeps_its_roles_and_who_never_was_leaves_n
     while !matches!(fixture.step(&leaving, Timestamp::now()).await, Outcome::Receipt(_)) {}
     assert_eq!(fixture.number("select count(*) from pg_roles where rolname ~ '^org_acme'").await, 2);
     for (id, left) in [(predecessor.id, 0), (successor.id, 1)] {
-        let by_id = format!("select count(*) from pg_roles where rolname = '{{{}}}'", id);
+        let by_id = format!("select count(*) from pg_roles where rolname = '{{{id}}}'");
         assert_eq!(fixture.number(&by_id).await, left);
     }
     let owner = fixture.text("select org_id::text from tenant_roles where role_name = 'org_acme'").await;

@@ -47,8 +47,8 @@ impl HotQuery {
 
     /// The same with the condition that a program without policies could not do without.
     pub fn without_rls(&self, session: Uuid, organization: Uuid) -> String {
-        let conditions: String = self.organization.iter().map(|it| format!("{it} = '{organization}' and ")).collect();
-        self.with_rls(session).replacen("where ", &format!("where {conditions}"), 1)
+        let conditions: Vec<_> = self.organization.iter().map(|it| format!("{it} = '{organization}'")).collect();
+        self.with_rls(session).replacen("where ", &format!("where {} and ", conditions.join(" and ")), 1)
     }
 }
 
