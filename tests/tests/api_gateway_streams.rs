@@ -8,7 +8,7 @@ use agentapi_tests::api::Api;
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::mcp::fastmcp::Fastmcp;
 use agentapi_tests::mcp::old::Old;
-use agentapi_tests::mcp::raw::Raw;
+use agentapi_tests::mcp::raw::{Mood, Raw};
 use agentapi_tests::mcp::setup::{
     self, call, configuration, connection, initialize, platform, protected, request, rpc,
 };
@@ -200,5 +200,29 @@ async fn a_stream_that_broke_off_goes_on_at_any_replica_with_what_was_waited_for
     let seen = server.seen().len();
     assert_eq!(stream(&bob, &id, &session, Some("1")).await?.0, 404);
     assert_eq!(server.seen().len(), seen, "the server was called");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_is_in_the_log_before_its_answer_is_out() -> Result<()> {
+    let (_platform, replica, acme) = platform(SESSION_POD).await?;
+    let (admin, server) = (replica.api(Some(&acme.admin))?, Raw::start().await?);
+    let id = connection(&admin, &configuration("raw", &server.url())).await?;
+    server.set_mood(Mood::DiesMidStream);
+    for n in 1..=5 {
+        let sent = admin
+            .request(Method::POST, &format!("/v1/mcp/gateway/{id}"))
+            .header("accept", "application/json, text/event-stream")
+            .header("mcp-protocol-version", "2025-06-18")
+            .json(&call("echo", json!({})));
+        let mut call = Call { response: sent.send().await?, text: String::new() };
+        while !call.text.contains("mcp-answer-broke-off") {
+            anyhow::ensure!(call.read().await?, "no failure: {}", call.text);
+        }
+        // Not read to its end, as an agent does that has what it waited for.
+        drop(call);
+        let rows = admin.get("/v1/audit?action=mcp.tool-call-fail").await?.expect(200)?;
+        assert_eq!(rows["entries"].as_array().map(Vec::len), Some(n), "{rows}");
+    }
     Ok(())
 }

@@ -95,7 +95,7 @@ impl Relay {
         began: Instant,
     ) -> impl futures::Stream<Item = Result<Bytes, std::convert::Infallible>> + Send + 'static {
         async_stream::stream! {
-            let (mut answered, mut error) = (false, None);
+            let (mut ticket, mut error) = (Some(ticket), None);
             loop {
                 let event = match tokio::time::timeout(KEEP_ALIVE, events.next()).await {
                     Err(_) => {
@@ -111,7 +111,10 @@ impl Relay {
                 };
                 match self.event(event).await {
                     Ok((event, last)) => {
-                        answered |= last;
+                        // What comes after the answer is nobody's failure, and whoever has it may close at once.
+                        if last && let Some(ticket) = ticket.take() {
+                            self.end(ticket, None, began).await;
+                        }
                         yield Ok(event.encode());
                     }
                     Err(failed) => {
@@ -120,13 +123,12 @@ impl Relay {
                     }
                 }
             }
-            if !answered {
-                let error = error.get_or_insert(UpstreamError::BrokeOff);
-                let text = failure(&self.id, error);
+            if let Some(ticket) = ticket {
+                let error = error.unwrap_or(UpstreamError::BrokeOff);
+                self.end(ticket, Some(&error), began).await;
+                let text = failure(&self.id, &error);
                 yield Ok(Event { data: Some(text), ..Event::default() }.encode());
             }
-            // What comes after the answer is nobody's failure.
-            self.end(ticket, error.filter(|_| !answered).as_ref(), began).await;
         }
     }
 
