@@ -67,8 +67,7 @@ pub struct Session {
     pub prompt_screening: Option<String>,
 }
 
-/// Columns of [`Session`]; `sqlx::query` takes literals only, hence a macro. Policies give both tables their organization: to
-/// join on it as well would have Postgres compare what it knows to be the same, and compute all columns in a step more.
+/// Columns of [`Session`]; `sqlx::query` takes literals only, hence a macro.
 macro_rules! select_session {
     ($rest:literal) => {
         concat!(
@@ -87,7 +86,7 @@ macro_rules! select_session {
                     w.spec -> 'suspend' ->> 'idleAfter' as suspend_after, w.deleted_at is not null as workspace_deleted,
                     lower(coalesce(w.spec -> 'agent' ->> 'transport', 'pty')) as transport,
                     s.suspended_at is not null as was_suspended
-             from sessions s join workspaces w on w.id = s.workspace_id ",
+             from sessions s join workspaces w on w.org_id = s.org_id and w.id = s.workspace_id ",
             $rest
         )
     };
