@@ -10,7 +10,7 @@ use agentapi_tests::mcp::fastmcp::Fastmcp;
 use agentapi_tests::mcp::old::Old;
 use agentapi_tests::mcp::raw::{Mood, Raw};
 use agentapi_tests::mcp::setup::{
-    self, call, configuration, connection, initialize, platform, protected, request, rpc,
+    self, call, configuration, connection, initialize, platform, posted, protected, request, rpc,
 };
 use anyhow::{Context, Result};
 use reqwest::{Method, Response};
@@ -29,19 +29,15 @@ impl Call {
     /// Of the tool that waits, up to where it tells that it has begun.
     async fn of_wait(api: &Api, connection: &str, session: Option<&str>, id: u64) -> Result<Self> {
         let params = json!({"name": "wait", "arguments": {}, "_meta": {"progressToken": "p"}});
-        let mut sent = api
-            .request(Method::POST, &format!("/v1/mcp/gateway/{connection}"))
-            .header("accept", "application/json, text/event-stream")
-            .header("mcp-protocol-version", "2025-06-18")
-            .json(&request(id, "tools/call", params));
-        if let Some(session) = session {
-            sent = sent.header("mcp-session-id", session);
-        }
-        let mut call = Self { response: sent.send().await?, text: String::new() };
+        let mut call = Self::sent(api, connection, session, &request(id, "tools/call", params)).await?;
         while !call.text.contains("notifications/progress") {
             anyhow::ensure!(call.read().await?, "it ended before it began: {}", call.text);
         }
         Ok(call)
+    }
+
+    async fn sent(api: &Api, connection: &str, session: Option<&str>, message: &Value) -> Result<Self> {
+        Ok(Self { response: posted(api, connection, session, message).send().await?, text: String::new() })
     }
 
     async fn read(&mut self) -> Result<bool> {
@@ -210,12 +206,7 @@ async fn a_failure_is_in_the_log_before_its_answer_is_out() -> Result<()> {
     let id = connection(&admin, &configuration("raw", &server.url())).await?;
     server.set_mood(Mood::DiesMidStream);
     for n in 1..=5 {
-        let sent = admin
-            .request(Method::POST, &format!("/v1/mcp/gateway/{id}"))
-            .header("accept", "application/json, text/event-stream")
-            .header("mcp-protocol-version", "2025-06-18")
-            .json(&call("echo", json!({})));
-        let mut call = Call { response: sent.send().await?, text: String::new() };
+        let mut call = Call::sent(&admin, &id, None, &call("echo", json!({}))).await?;
         while !call.text.contains("mcp-answer-broke-off") {
             anyhow::ensure!(call.read().await?, "no failure: {}", call.text);
         }

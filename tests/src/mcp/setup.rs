@@ -5,7 +5,7 @@ use crate::{
     serve::{Platform, Replica, Tenant},
 };
 use anyhow::{Context, Result};
-use reqwest::Method;
+use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
 /// A platform, a replica that may call loopback addresses, and the tenant acme.
@@ -92,17 +92,22 @@ impl Exchange {
     }
 }
 
-/// Sends a message through the gateway, as an MCP client does.
-pub async fn rpc(api: &Api, connection: &str, session: Option<&str>, message: &Value) -> Result<Exchange> {
-    let mut request = api
+/// A message through the gateway, as an MCP client sends it.
+pub fn posted(api: &Api, connection: &str, session: Option<&str>, message: &Value) -> RequestBuilder {
+    let request = api
         .request(Method::POST, &format!("/v1/mcp/gateway/{connection}"))
         .header("accept", "application/json, text/event-stream")
         .header("mcp-protocol-version", "2025-06-18")
         .json(message);
-    if let Some(session) = session {
-        request = request.header("mcp-session-id", session);
+    match session {
+        Some(session) => request.header("mcp-session-id", session),
+        None => request,
     }
-    let response = request.send().await?;
+}
+
+/// Sends it and reads what comes back to its end.
+pub async fn rpc(api: &Api, connection: &str, session: Option<&str>, message: &Value) -> Result<Exchange> {
+    let response = posted(api, connection, session, message).send().await?;
     let header = |name: &str| response.headers().get(name).and_then(|it| it.to_str().ok()).map(str::to_owned);
     let (status, session, kind) = (response.status().as_u16(), header("mcp-session-id"), header("content-type"));
     let text = response.text().await?;
