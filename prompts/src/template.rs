@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
+use minijinja::machinery::{Token, tokenize};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, Error, ErrorKind, Template, UndefinedBehavior};
 
 use crate::facts::{Facts, NAMES};
 
@@ -16,6 +18,14 @@ pub const MAX_VARIABLE_CHARS: usize = 2048;
 const FUEL: u64 = 25_000;
 /// Reading a template costs, too: one unit for so many bytes.
 const BYTES_PER_FUEL: usize = 64;
+/// Words and signs in one tag. The parser, the compiler and the destructors call themselves for every link of a chain
+/// such as `-----x` or `x|e|e`, which no limit of theirs ends, and folding constants takes the square of its length.
+const MAX_TOKENS_PER_TAG: usize = 512;
+/// `elif` in one template: each is nested in the one before.
+const MAX_ELIFS: usize = 256;
+/// Stack that a template is worked on with, in bytes. The parser allows 150 calls within calls, of 14 KiB each (28 KiB in
+/// a debug build); threads have 2 MiB.
+const STACK: usize = 8 << 20;
 
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut environment = Environment::new();
@@ -37,8 +47,11 @@ pub fn check(template: &str, variables: &BTreeMap<String, String>) -> Result<(),
             "line 1, column 1: variables.{name} has more than {MAX_VARIABLE_CHARS} characters; put it into the template"
         ));
     }
-    let parsed =
-        ENVIRONMENT.template_from_named_str("template", template).map_err(|error| describe(&error, template))?;
+    with_stack(|| checked(template, variables))
+}
+
+fn checked(template: &str, variables: &BTreeMap<String, String>) -> Result<(), String> {
+    let parsed = parse(template)?;
     let known = |name: &str| {
         NAMES.contains(&name) || variables.contains_key(name) || ENVIRONMENT.globals().any(|(global, _)| global == name)
     };
@@ -51,7 +64,7 @@ pub fn check(template: &str, variables: &BTreeMap<String, String>) -> Result<(),
             "line {line}, column {column}: there is no variable {name}; declare it in variables, or use one of {names}"
         ));
     }
-    render(template, variables, &Facts::example()).map(|_| ())
+    work_out(template, &parsed, variables, &Facts::example()).map(drop)
 }
 
 /// The text of a template. The error has line and column.
@@ -65,8 +78,48 @@ pub(crate) fn rendered(
     variables: &BTreeMap<String, String>,
     facts: &Facts,
 ) -> Result<(String, u64), String> {
-    let parsed =
-        ENVIRONMENT.template_from_named_str("template", template).map_err(|error| describe(&error, template))?;
+    with_stack(|| work_out(template, &parse(template)?, variables, facts))
+}
+
+/// A tenant's template must not end the process that serves all tenants.
+fn with_stack<T>(work: impl FnOnce() -> T) -> T {
+    stacker::maybe_grow(STACK, STACK, work)
+}
+
+fn parse(template: &str) -> Result<Template<'_, '_>, String> {
+    bounded(template)?;
+    let environment: &Environment<'_> = &ENVIRONMENT;
+    environment.template_from_named_str("template", template).map_err(|error| describe(&error, template))
+}
+
+/// What is no token at all is for the parser to name.
+fn bounded(template: &str) -> Result<(), String> {
+    let (mut in_tag, mut elifs) = (0, 0);
+    for (token, span) in tokenize(template, false, SyntaxConfig::default()).map_while(Result::ok) {
+        match token {
+            Token::BlockStart | Token::VariableStart => in_tag = 0,
+            Token::Ident("elif") if in_tag == 0 => elifs += 1,
+            _ => in_tag += 1,
+        }
+        let what = if in_tag > MAX_TOKENS_PER_TAG {
+            format!("the tag has more than {MAX_TOKENS_PER_TAG} words and signs; split it up with {{% set %}}")
+        } else if elifs > MAX_ELIFS {
+            format!("the template has more than {MAX_ELIFS} elif; use a variable of the policy, or fewer cases")
+        } else {
+            continue;
+        };
+        let (line, column) = position(template, span.start_offset as usize);
+        return Err(format!("line {line}, column {column}: {what}"));
+    }
+    Ok(())
+}
+
+fn work_out(
+    template: &str,
+    parsed: &Template<'_, '_>,
+    variables: &BTreeMap<String, String>,
+    facts: &Facts,
+) -> Result<(String, u64), String> {
     let captured = parsed.render_captured(facts.context(variables)).map_err(|error| describe(&error, template))?;
     let burnt = captured.state().fuel_levels().map_or(0, |(burnt, _)| burnt);
     let text = captured.into_output();
@@ -184,6 +237,52 @@ mod tests {
         assert!(check("x", &long).unwrap_err().contains("variables.own has more than 2048"));
         assert!(problem(&"x".repeat(MAX_RENDERED_BYTES + 1)).contains("are allowed"));
         assert_eq!(check(&"x".repeat(MAX_RENDERED_BYTES), &none()), Ok(()));
+    }
+
+    /// A policy may have 64 KiB, and threads of the operator and the runtime have a stack of 2 MiB.
+    #[test]
+    fn no_chain_or_nesting_overflows_the_stack_or_takes_long() {
+        let chain = |open: &str, link: &str, close: &str, links: usize| {
+            check(&format!("{open}{}{close}", link.repeat(links)), &none())
+        };
+        for (open, link, close) in [
+            ("{{ ", "-", "user }}"),
+            ("{{ ", "not ", "user }}"),
+            ("{{ user", "|e", " }}"),
+            ("{{ user", ".a", " }}"),
+            ("{{ user", "[0]", " }}"),
+            ("{{ user", "()", " }}"),
+            ("{{ user", "~1", " }}"),
+            ("{{ 1", "+1", " }}"),
+            ("{{ 1", "**1", " }}"),
+            ("{{ user", " and user", " }}"),
+            ("{{ user", " if user", " }}"),
+            ("{{ user", " is odd", " }}"),
+            ("{% if user %}", "{% elif user %}", "{% endif %}"),
+            ("{% for ", "(", " in tools %}"),
+            ("{% call ", "f(", " %}"),
+            ("{# {{ ' #}{{ '}} '", "|e", " }}"),
+            ("{% raw %}{{ '{% endraw %}{{ user", "|e", " }}"),
+        ] {
+            let problem = chain(open, link, close, (64 << 10) / link.len()).unwrap_err();
+            assert!(problem.contains("has more than"), "{open}{link}: {problem}");
+            let most = if link.contains("elif") { MAX_ELIFS } else { MAX_TOKENS_PER_TAG / 3 };
+            let allowed = chain(open, link, close, most);
+            assert!(!allowed.is_err_and(|problem| problem.contains("has more than")), "{open}{link}");
+        }
+        let nested = |open: &str, close: &str, levels: usize| {
+            check(&format!("{{{{ {}1{} }}}}", open.repeat(levels), close.repeat(levels)), &none())
+        };
+        for (open, close) in [("range(", ")"), ("(", ")"), ("[", "]"), ("{1:", "}")] {
+            for levels in [70, 100, 148, 150, 250] {
+                let _ = nested(open, close, levels);
+            }
+        }
+        let _ = check(&"{% if user %}".repeat(5000), &none());
+        let tuples = format!("{{% for {}a{} in tools %}}{{% endfor %}}", "(".repeat(170), ",)".repeat(170));
+        let _ = check(&tuples, &none());
+        // Text is no tag, however long.
+        assert_eq!(check(&"if a | b, then - c elif ".repeat(2000), &none()), Ok(()));
     }
 
     #[test]
