@@ -70,6 +70,11 @@ impl Loaded {
         policy::check(&self.connection.tools, self.pins.as_ref(), self.quarantined, tool)
     }
 
+    /// Whether its tools are to be pinned and nobody has seen them yet.
+    pub fn wants_pins(&self) -> bool {
+        self.connection.tools.pin && self.pins.is_none()
+    }
+
     /// Leaves what may be called.
     pub fn filter(&self, page: &mut ToolPage) {
         policy::filter(&self.connection.tools, self.pins.as_ref(), self.quarantined, page);
@@ -157,7 +162,7 @@ impl Mcp {
 
     /// Where tools are pinned and none are yet, looks at them first.
     pub async fn ensure_pinned(&self, target: Target<'_>, loaded: &mut Loaded) -> Result<(), McpError> {
-        if !loaded.connection.tools.pin || loaded.pins.is_some() {
+        if !loaded.wants_pins() {
             return Ok(());
         }
         let session = self.open(target).await?;

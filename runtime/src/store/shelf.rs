@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use scopeguard::ScopeGuard;
 use sqlx::pool::PoolConnection;
-use sqlx::{Executor, PgConnection, PgPool, Postgres};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Postgres};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
@@ -137,19 +137,21 @@ impl Entry<'_> {
         Ok(fresh)
     }
 
-    /// The settings end with the transaction, so a connection carries nothing over to the next tenant.
     async fn begin(&self, connection: &mut PgConnection) -> sqlx::Result<()> {
-        connection.execute("begin").await?;
-        sqlx::query(
-            "select set_config('role', $1, true), set_config('app.user_id', $2, true),
-                    set_config('app.user_role', $3, true)",
-        )
-        .bind(self.role_name)
-        .bind(self.user_id.map(|id| id.to_string()).unwrap_or_default())
-        .bind(self.role.as_str())
-        .execute(connection)
-        .await?;
+        connection.execute(AssertSqlSafe(self.statement())).await?;
         Ok(())
+    }
+
+    /// All in one round trip. The settings end with the transaction, so a connection carries nothing over to the next
+    /// tenant.
+    fn statement(&self) -> String {
+        let role_name = self.role_name.replace('"', "\"\"");
+        let user_id = self.user_id.map(|id| id.to_string()).unwrap_or_default();
+        let role = self.role.as_str();
+        format!(
+            "begin; set local role \"{role_name}\"; set local app.user_id = '{user_id}'; \
+             set local app.user_role = '{role}'"
+        )
     }
 }
 
@@ -211,5 +213,25 @@ impl Deref for Borrowed {
 impl DerefMut for Borrowed {
     fn deref_mut(&mut self) -> &mut PgConnection {
         &mut self.0.connection
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_of_a_role_ends_its_quotes() {
+        let entry = Entry {
+            organization: Uuid::nil(),
+            role_name: "x\"; set role \"postgres",
+            user_id: Some(Uuid::nil()),
+            role: Role::User,
+        };
+        assert_eq!(
+            entry.statement(),
+            "begin; set local role \"x\"\"; set role \"\"postgres\"; \
+             set local app.user_id = '00000000-0000-0000-0000-000000000000'; set local app.user_role = 'user'"
+        );
     }
 }

@@ -26,6 +26,7 @@ use crate::mcp::rpc::{self, Message, NotAMessage, code};
 use crate::mcp::service::{Loaded, McpError};
 use crate::mcp::tools::is_name;
 use crate::mcp::upstream::{Answer, LAST_EVENT_ID, Outgoing, PROTOCOL_VERSION, SESSION_ID};
+use crate::store::TenantTx;
 
 /// Requests that are passed on.
 const METHODS: &[&str] = &[
@@ -139,22 +140,20 @@ pub async fn internal_delete(State(app): State<App>, request: Request) -> Result
     in_session(app, party, head).await
 }
 
-async fn loaded(app: &App, party: &Party, head: &mut http::request::Parts) -> Result<Loaded, Problem> {
-    let ConfigurationId(id) = ConfigurationId::from_request_parts(head, app).await?;
-    party.connection(app, id).await
-}
-
 async fn message(app: App, party: Party, mut head: http::request::Parts, body: Body) -> Result<Response, Problem> {
-    let mut loaded = loaded(&app, &party, &mut head).await?;
+    let ConfigurationId(id) = ConfigurationId::from_request_parts(&mut head, &app).await?;
     extract::require_content_type(&head.headers, "application/json")?;
+    // Before a transaction begins: nobody keeps one open by sending slowly.
     let body = extract::read_body(body, extract::MAX_JSON_BYTES).await?;
     let no_message = |error: &NotAMessage| Problem::bad_request(format!("The body is not a message of MCP: {error}."));
     let message = Message::parse(&body).map_err(|error| no_message(&error))?;
+    let mut tx = app.store.tenant_tx(&party.caller.scope()).await?;
+    let mut loaded = party.connection(&app, &mut tx, id).await?;
     let mut headers = headers(&app, &party, &loaded, &head.headers)?;
     match message {
         Message::Request { id, method, params } => {
             let params = rpc::object(params.as_deref()).map_err(|error| no_message(&error))?;
-            if let Err(refusal) = admit(&app, &party, &mut loaded, &method, &params).await? {
+            if let Err(refusal) = admit(&app, &party, tx, &mut loaded, &method, &params).await? {
                 return Ok(json_response(refusal.answer(&id).to_string(), None));
             }
             describe(&mut headers, &method, &params);
@@ -162,7 +161,10 @@ async fn message(app: App, party: Party, mut head: http::request::Parts, body: B
             Relay { app, party, loaded, id, method, params }.run(message, headers).await
         }
         // As it was read, so that nothing is passed on that was not looked at.
-        other => forward(&app, &party, &loaded, headers, &other).await,
+        other => {
+            tx.commit().await?;
+            forward(&app, &party, &loaded, headers, &other).await
+        }
     }
 }
 
@@ -179,10 +181,12 @@ impl Refusal {
     }
 }
 
-/// Whether a request goes to the server. A call of a tool is recorded here, before anything is sent.
+/// Whether a request goes to the server. A call of a tool is recorded here, before anything is sent: in the transaction
+/// that has read the connection, unless the server has to be asked for something first.
 async fn admit(
     app: &App,
     party: &Party,
+    mut tx: TenantTx,
     loaded: &mut Loaded,
     method: &str,
     params: &Map<String, Value>,
@@ -192,17 +196,23 @@ async fn admit(
         return refuse(code::METHOD_NOT_FOUND, "this gateway does not pass on this method", "mcp-method-unknown");
     }
     if !matches!(method, "tools/call" | "tools/list") {
+        tx.commit().await?;
         return Ok(Ok(()));
     }
-    let mut pinned = loaded.clone();
-    if let Err(error) = app.mcp.ensure_pinned(party.target(loaded), &mut pinned).await {
-        return match error {
-            McpError::Store(error) => Err(error.into()),
-            other => refuse(code::SERVER_FAILED, &other.to_string(), other.kind()),
-        };
+    if loaded.wants_pins() {
+        tx.commit().await?;
+        let mut pinned = loaded.clone();
+        if let Err(error) = app.mcp.ensure_pinned(party.target(loaded), &mut pinned).await {
+            return match error {
+                McpError::Store(error) => Err(error.into()),
+                other => refuse(code::SERVER_FAILED, &other.to_string(), other.kind()),
+            };
+        }
+        *loaded = pinned;
+        tx = app.store.tenant_tx(&party.caller.scope()).await?;
     }
-    *loaded = pinned;
     if method == "tools/list" {
+        tx.commit().await?;
         return Ok(Ok(()));
     }
     let Some(name) = params.get("name").and_then(Value::as_str).filter(|name| is_name(name)) else {
@@ -216,7 +226,8 @@ async fn admit(
         tool: name,
         arguments: params.get("arguments").unwrap_or(&Value::Null),
     };
-    record.write(app, &party.caller.scope(), denied.as_ref().map(Denied::kind)).await?;
+    record.write_in(&mut tx, denied.as_ref().map(Denied::kind)).await?;
+    tx.commit().await?;
     match denied {
         None => Ok(Ok(())),
         Some(denied) => {
@@ -286,7 +297,10 @@ async fn forward(
 
 /// GET and DELETE.
 async fn in_session(app: App, party: Party, mut head: http::request::Parts) -> Result<Response, Problem> {
-    let loaded = loaded(&app, &party, &mut head).await?;
+    let ConfigurationId(id) = ConfigurationId::from_request_parts(&mut head, &app).await?;
+    let mut tx = app.store.tenant_tx(&party.caller.scope()).await?;
+    let loaded = party.connection(&app, &mut tx, id).await?;
+    tx.commit().await?;
     let headers = headers(&app, &party, &loaded, &head.headers)?;
     if matches!(loaded.connection.transport, Transport::Sse(_)) {
         return Err(Problem::method_not_allowed());

@@ -26,7 +26,7 @@ use crate::http::error::Problem;
 use crate::mcp::connection::Connection;
 use crate::mcp::policy;
 use crate::resilience::memory::Room;
-use crate::store::{StoreError, TenantScope};
+use crate::store::{StoreError, TenantScope, TenantTx};
 
 /// The id in `/v1/mcp/configurations/{id}` and `/v1/mcp/gateway/{connection}`.
 pub struct ConfigurationId(pub Uuid);
@@ -74,6 +74,12 @@ struct CallRecord<'a> {
 
 impl CallRecord<'_> {
     async fn write(&self, app: &App, scope: &TenantScope<'_>, failure: Option<&str>) -> Result<(), StoreError> {
+        let mut tx = app.store.tenant_tx(scope).await?;
+        self.write_in(&mut tx, failure).await?;
+        tx.commit().await
+    }
+
+    async fn write_in(&self, tx: &mut TenantTx, failure: Option<&str>) -> Result<(), StoreError> {
         let id = self.connection.id.to_string();
         let mut detail = json!({
             "connection": self.connection.name, "tool": self.tool, "arguments": policy::digest(self.arguments),
@@ -82,7 +88,7 @@ impl CallRecord<'_> {
             detail["reason"] = json!(failure);
         }
         let action = if failure.is_some() { action::MCP_TOOL_CALL_FAIL } else { action::MCP_TOOL_CALL };
-        let entry = Entry { origin: self.origin, action, target_kind: "McpConnection", target_id: Some(&id), detail };
-        app.store.record(scope, &entry).await
+        tx.audit(&Entry { origin: self.origin, action, target_kind: "McpConnection", target_id: Some(&id), detail })
+            .await
     }
 }

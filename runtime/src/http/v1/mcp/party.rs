@@ -13,8 +13,8 @@ use crate::http::rate_limit::Slot;
 use crate::http::{App, extract, internal};
 use crate::mcp::service::{Loaded, McpError};
 use crate::mcp::upstream::Target;
-use crate::store::TenantScope;
 use crate::store::sessions::Phase;
+use crate::store::{TenantScope, TenantTx};
 use uuid::Uuid;
 
 /// Somebody of a tenant.
@@ -67,10 +67,8 @@ impl Party {
     }
 
     /// A connection that this one may use: for a session of another workspace it is not there.
-    pub(super) async fn connection(&self, app: &App, id: Uuid) -> Result<Loaded, Problem> {
-        let mut tx = app.store.tenant_tx(&self.caller.scope()).await?;
+    pub(super) async fn connection(&self, app: &App, tx: &mut TenantTx, id: Uuid) -> Result<Loaded, Problem> {
         let stored = tx.connection(id).await?;
-        tx.commit().await?;
         let mine = |workspace: &String| self.workspace.as_ref().is_none_or(|own| own == workspace);
         let stored = stored.filter(|stored| stored.workspace.as_ref().is_none_or(mine));
         let stored = stored.ok_or_else(no_such_configuration)?;
