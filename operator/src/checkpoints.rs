@@ -6,6 +6,7 @@ use crate::{
     metrics::Metrics,
     signing::{Signer, Statement},
     tenancy::{Result, failed},
+    ticks,
 };
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
@@ -29,13 +30,8 @@ struct Claims {
 
 /// Make checkpoints until `stop`.
 pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(Duration::from_secs(u64::from(context.config.audit_checkpoint_seconds)));
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
+    let mut ticks = ticks::every(Duration::from_secs(u64::from(context.config.audit_checkpoint_seconds)));
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         let made = match context.postgres() {
             Ok(pool) => make(pool, &context.signer, context.now(), &context.metrics).await,
             Err(error) => Err(error),

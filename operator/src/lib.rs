@@ -32,4 +32,5 @@ pub mod status;
 pub mod system;
 pub mod telemetry;
 pub mod tenancy;
+pub mod ticks;
 pub mod usage;

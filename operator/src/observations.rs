@@ -3,6 +3,7 @@
 use crate::{
     context::Context,
     tenancy::{Result, failed},
+    ticks,
 };
 use k8s_openapi::jiff::Timestamp;
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
@@ -89,14 +90,9 @@ fn read(row: &PgRow) -> sqlx::Result<Observation> {
 
 /// Ask for a reconcile of each connection of which something new was observed, until `stop`.
 pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(PERIOD);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut ticks = ticks::every(PERIOD);
     let mut news = News::default();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         let Ok(pool) = context.postgres() else { continue };
         let changed = match news.since_last_time(pool).await {
             Ok(changed) => changed,

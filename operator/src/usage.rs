@@ -2,7 +2,7 @@
 //! ResourceQuota counts them, sessions as Postgres does, workspaces as they are accepted. A loop of its own, since pods
 //! come and go without a reconcile; it writes a status only when it says something new. May touch: ResourceQuotas and
 //! `sessions` (reads), `status.usage`.
-use crate::{context::Context, error::Result, metrics::Metrics, quantity, records};
+use crate::{context::Context, error::Result, metrics::Metrics, quantity, records, ticks};
 use agentapi_crds::{
     Organization, names,
     organization::{Quota, Usage},
@@ -28,13 +28,8 @@ const MANAGER: &str = "agentapi-operator-usage";
 
 /// Keep numbers up to date until `stop`.
 pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
+    let mut ticks = ticks::every(EVERY);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         if let Err(error) = round(&context).await {
             tracing::warn!(%error, "can't see what organizations use; it is tried again");
         }

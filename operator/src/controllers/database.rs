@@ -5,6 +5,7 @@ use crate::{
     controllers::organization::offboard,
     records::{self, LiveOrganization, Snapshot},
     tenancy::{self, names::TenantRoles, offboarding::Leaving, roles},
+    ticks,
 };
 use agentapi_crds::{Organization, common::DeletionPolicy, conditions::DATABASE_READY};
 use k8s_openapi::jiff::Timestamp;
@@ -20,13 +21,8 @@ const PERIOD: Duration = Duration::from_secs(2);
 
 /// Look again and again until `stop`.
 pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(PERIOD);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
+    let mut ticks = ticks::every(PERIOD);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         let seen = records::snapshot(&context.database).await;
         answered(&context, seen.as_ref().err());
         if let Ok(snapshot) = seen {

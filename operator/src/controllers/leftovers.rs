@@ -3,6 +3,7 @@
 use crate::{
     context::Context,
     records::{self, ConnectionRow, Kept, PolicyRow, WorkspaceRow},
+    ticks,
 };
 use k8s_openapi::NamespaceResourceScope;
 use kube::{
@@ -18,13 +19,8 @@ const PERIOD: Duration = Duration::from_secs(20);
 
 /// Look again and again until `stop`.
 pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(PERIOD);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
+    let mut ticks = ticks::every(PERIOD);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         tokio::join!(
             sweep::<WorkspaceRow, _>(&context, &context.stores.workspaces),
             sweep::<ConnectionRow, _>(&context, &context.stores.connections),

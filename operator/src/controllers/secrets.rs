@@ -1,6 +1,6 @@
 //! Watches of the two Secrets in each tenant namespace. One watch per Secret, by name: that is all that the
 //! operator may see of Secrets, and a watch of the whole cluster would need the right to read all of them.
-use crate::{context::Context, drift, drift::Owner, isolation::fences::is_in_place};
+use crate::{context::Context, drift, drift::Owner, isolation::fences::is_in_place, ticks};
 use agentapi_crds::names;
 use futures::{StreamExt, future};
 use k8s_openapi::api::core::v1::Secret;
@@ -22,12 +22,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Keep one watch per tenant and Secret until `stop`.
 pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
     let mut running: HashMap<String, Vec<AbortOnDropHandle<()>>> = HashMap::new();
-    let mut ticks = tokio::time::interval(PERIOD);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
+    let mut ticks = ticks::every(PERIOD);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         // Before that we have no rights in the namespace.
         let tenants: HashSet<String> =
             context.stores.organizations.state().iter().filter(|o| is_in_place(o)).map(|o| o.name_any()).collect();

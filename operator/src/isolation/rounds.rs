@@ -3,6 +3,7 @@ use super::{Outcome, Probe, access, api, board::settle, database, fences, pod, r
 use crate::{
     context::Context,
     controllers::organization::{build, dereference, validate::validate},
+    ticks,
 };
 use agentapi_crds::{Organization, Workspace, conditions::DATABASE_READY, names};
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
@@ -54,13 +55,8 @@ pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
     let mut busy: HashSet<String> = HashSet::new();
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut turn = 0_usize;
-    let mut ticks = tokio::time::interval(TICK);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
+    let mut ticks = ticks::every(TICK);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         while let Some(ended) = running.try_join_next() {
             match ended {
                 Ok(key) => drop(busy.remove(&key)),

@@ -8,7 +8,7 @@ use crate::{
     context::Context,
     error::{Error, Result},
     system::SystemKeys,
-    tenancy,
+    tenancy, ticks,
 };
 use agentapi_crds::names;
 use k8s_openapi::{
@@ -64,14 +64,9 @@ impl Keyring {
 
 /// Rotate what is to be rotated, until `stop`.
 pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(PERIOD);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut ticks = ticks::every(PERIOD);
     let mut tidied: Option<tokio::time::Instant> = None;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         if let Err(error) = round(&context).await
             && !error.is_conflict()
         {
