@@ -91,6 +91,9 @@ const MISTAKES_WITH_ROLES: &[(&str, &str)] = &[
     ("grant agentapi_owner to agentapi_operator", "role agentapi_operator is a member of agentapi_owner"),
     ("grant org_acme to org_acme_ro", "role org_acme_ro is a member of org_acme"),
     ("grant org_acme_ro to agentapi_runtime", "role agentapi_runtime is a member of org_acme_ro"),
+    ("grant org_acme to \"{id}\"", "role {id} is a member of org_acme"),
+    ("alter role \"{id}\" createrole", "role {id} has CREATEROLE"),
+    ("alter role \"{id}\" login", "role {id} can log in"),
     ("alter table sessions owner to org_acme", "sessions is owned by org_acme"),
     ("grant temporary on database {db} to public", "TEMPORARY is granted to PUBLIC"),
 ];
@@ -99,7 +102,7 @@ const MISTAKES_WITH_ROLES: &[(&str, &str)] = &[
 async fn every_mistake_is_seen() {
     // Its own server: half of these change roles.
     let db = Database::create_on(Server::start(ServerOptions::default()).await.unwrap()).await.unwrap();
-    db.organization("acme").await.unwrap();
+    let acme = db.organization("acme").await.unwrap();
     let mut admin = db.connect(&db.admin_url()).await.unwrap();
     let mut unseen = Vec::new();
     for (as_owner, mistakes) in [(true, MISTAKES), (false, MISTAKES_WITH_ROLES)] {
@@ -108,10 +111,11 @@ async fn every_mistake_is_seen() {
             if as_owner {
                 tx.execute("set local role agentapi_owner").await.unwrap();
             }
-            let statement = sqlx::AssertSqlSafe(mistake.replace("{db}", db.name()));
+            let filled = |text: &str| text.replace("{db}", db.name()).replace("{id}", &acme.id_role);
+            let (statement, expected) = (sqlx::AssertSqlSafe(filled(mistake)), filled(expected));
             sqlx::raw_sql(statement).execute(&mut *tx).await.unwrap_or_else(|e| panic!("{mistake}: {e}"));
             let found = findings(&mut tx).await.unwrap();
-            if !found.iter().any(|f| f.contains(expected)) {
+            if !found.iter().any(|f| f.contains(&expected)) {
                 unseen.push(format!("{mistake}\n    expected {expected:?}, found {found:?}"));
             }
             tx.rollback().await.unwrap();

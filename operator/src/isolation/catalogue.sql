@@ -14,7 +14,9 @@ org_columns as (
 ),
 commands (letter, command) as (values ('r', 'SELECT'), ('a', 'INSERT'), ('w', 'UPDATE'), ('d', 'DELETE')),
 groups as (select oid from pg_roles where rolname in ('agentapi_tenant', 'agentapi_tenant_ro')),
-platform as (select oid, rolname from pg_roles where rolname ~ '^agentapi_|^org_'),
+-- Roles of tenants: `{<id>}` and `org_<name>` write, `org_<name>_ro` reads.
+tenants as (select oid, rolname, rolname ~ '_ro$' as reads from pg_roles where rolname ~ '^(org_|[{])'),
+platform as (select oid, rolname from tenants union all select oid, rolname from pg_roles where rolname ~ '^agentapi_'),
 functions as (
     select p.oid, p.oid::regprocedure::text as name, p.prosecdef, p.proconfig, p.proowner, p.proacl
     from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname in ('public', 'app', 'fences')
@@ -83,17 +85,17 @@ select 'role agentapi_runtime inherits what its tenants may do' from pg_roles wh
 union all
 select 'role ' || r.rolname || ' can log in' from pg_roles r
 where r.rolcanlogin and (r.rolname in ('agentapi_owner', 'agentapi_tenant', 'agentapi_tenant_ro')
-                         or (r.rolname ~ '^(org_|[{])' and r.rolname !~ '_ro$'))
+                         or r.oid in (select oid from tenants where not reads))
 union all
 select 'role ' || m.rolname || ' is a member of ' || g.rolname
 from pg_auth_members am join platform m on m.oid = am.member join pg_roles g on g.oid = am.roleid
 where not (
-    (m.rolname ~ '^org_.*_ro$' and g.rolname = 'agentapi_tenant_ro')
-    or (m.rolname ~ '^(org_|[{])' and m.rolname !~ '_ro$' and g.rolname = 'agentapi_tenant')
-    or (m.rolname = 'agentapi_runtime' and g.rolname ~ '^(org_|[{])' and g.rolname !~ '_ro$')
+    (m.oid in (select oid from tenants where reads) and g.rolname = 'agentapi_tenant_ro')
+    or (m.oid in (select oid from tenants where not reads) and g.rolname = 'agentapi_tenant')
+    or (m.rolname = 'agentapi_runtime' and g.oid in (select oid from tenants where not reads))
     -- From Postgres 16 on a creator administers what it made and neither inherits nor takes it on.
     or (m.rolname = 'agentapi_operator' and current_setting('server_version_num')::int >= 160000
-        and g.rolname ~ '^(org_|[{]|agentapi_tenant)'))
+        and (g.oid in (select oid from tenants) or g.rolname ~ '^agentapi_tenant')))
 union all
 select 'view ' || name || ' runs with its owner''s rights: no security_invoker' from views
 where relkind = 'v' and not options && '{security_invoker=true,security_invoker=on,security_invoker=1}'::text[]

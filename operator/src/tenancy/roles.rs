@@ -12,6 +12,8 @@ const TENANT_GROUP: &str = "agentapi_tenant";
 const READ_GROUP: &str = "agentapi_tenant_ro";
 const RUNTIME: &str = "agentapi_runtime";
 const OPERATOR: &str = "agentapi_operator";
+/// Names of tenants' roles, for Postgres. `catalogue.sql`, which anybody can run, says it too.
+const TENANT_ROLES: &str = "^(org_|[{])";
 const READ_CONNECTIONS: i32 = 10;
 /// Sorted by name. A courtesy to the server and no fence: the login may change each for its own connections.
 const READ_SETTINGS: [(&str, &str); 4] = [
@@ -45,7 +47,7 @@ pub struct Observed {
     pub password_digest: Option<String>,
 }
 
-/// All roles called `org_…`.
+/// All roles called `org_…` or `{<id>}`.
 pub type Catalogue = BTreeMap<String, Observed>;
 
 /// Read all tenants' roles in one query.
@@ -59,8 +61,9 @@ pub async fn observe(database: impl PgExecutor<'_>) -> Result<Catalogue> {
                  array(select g.rolname::text from pg_auth_members m join pg_roles g on g.oid = m.member
                        where m.roleid = r.oid order by 1) as members,
                  shobj_description(r.oid, 'pg_authid') as comment
-          from pg_roles r where r.rolname ~ '^(org_|[{])'",
+          from pg_roles r where r.rolname ~ $1",
     )
+    .bind(TENANT_ROLES)
     .fetch_all(database)
     .await
     .map_err(failed("read the roles of tenants"))?;
@@ -195,6 +198,11 @@ mod tests {
         let mut catalogue = right();
         change(&mut catalogue);
         plan(ID, &TenantRoles::of("acme").unwrap(), &catalogue)
+    }
+
+    #[test]
+    fn the_catalogue_knows_tenants_roles_by_the_same_names() {
+        assert_eq!(crate::isolation::CATALOGUE.matches(&format!("'{TENANT_ROLES}'")).count(), 1);
     }
 
     #[test]
