@@ -180,6 +180,12 @@ pub mod env {
     pub const POD_NAME: &str = "AGENTAPI_POD_NAME";
 }
 
+/// Longest id of an answer to an agent's request for permission, in bytes: agents name them themselves, and the audit log
+/// keeps them.
+pub const MAX_PERMISSION_OPTION: usize = 256;
+/// Decisions about permissions that a session pod reports at a time.
+pub const MAX_PERMISSION_DECISIONS: usize = 64;
+
 /// Key of a session's Secret with the public keys that replace those of the pod's environment.
 pub const SESSION_SECRET_PUBLIC_KEYS: &str = "public-keys";
 

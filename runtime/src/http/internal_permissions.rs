@@ -1,6 +1,7 @@
 //! `POST /internal/v1/sessions/{id}/permissions`: a session pod says which permissions its agent was given or refused
 //! without an answer of a client, for the audit log. May touch: `auth::session_token`, `store`.
 
+use agentapi_crds::names::{MAX_PERMISSION_DECISIONS, MAX_PERMISSION_OPTION};
 use axum::Json;
 use axum::extract::{Request, State};
 use serde::{Deserialize, Serialize};
@@ -14,11 +15,7 @@ use super::internal;
 use crate::audit::{Entry, Origin, action};
 use crate::store::TenantScope;
 
-/// More are sent in parts.
-const MAX_DECISIONS: usize = 64;
 const MAX_BODY_BYTES: usize = 256 * 1024;
-/// Agents name their options themselves.
-const MAX_OPTION: usize = 256;
 /// What ACP calls tools.
 const KINDS: [&str; 10] =
     ["read", "edit", "delete", "move", "search", "execute", "think", "fetch", "switch_mode", "other"];
@@ -58,7 +55,7 @@ pub struct Taken {
 
 impl Decided {
     fn validate(&self) -> Result<(), Problem> {
-        if self.decision.len() > MAX_OPTION || self.decision.chars().any(char::is_control) {
+        if self.decision.len() > MAX_PERMISSION_OPTION || self.decision.chars().any(char::is_control) {
             return Err(Problem::invalid_field("decisions", "A decision is the id of an option, or `cancelled`."));
         }
         Ok(())
@@ -78,8 +75,8 @@ pub async fn post(State(app): State<App>, SessionId(id): SessionId, request: Req
     extract::require_content_type(&parts.headers, "application/json")?;
     let body = extract::read_body(body, MAX_BODY_BYTES).await?;
     let Decisions { decisions } = extract::parse_json(&body)?;
-    if decisions.len() > MAX_DECISIONS {
-        let detail = format!("At most {MAX_DECISIONS} decisions are taken at a time.");
+    if decisions.len() > MAX_PERMISSION_DECISIONS {
+        let detail = format!("At most {MAX_PERMISSION_DECISIONS} decisions are taken at a time.");
         return Err(Problem::invalid_field("decisions", detail));
     }
     decisions.iter().try_for_each(Decided::validate)?;

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use agentapi_crds::names::{MAX_PERMISSION_DECISIONS, MAX_PERMISSION_OPTION};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -20,11 +21,6 @@ use super::{
 
 /// So many wait at most; then the oldest are given up, with a line in this pod's log.
 const MAX_WAITING: usize = 1024;
-/// The runtime takes so many at a time.
-const MAX_PART: usize = 64;
-/// As long as the runtime takes the name of an option.
-const MAX_OPTION: usize = 256;
-
 /// Longer than any kind of tool that there is.
 const MAX_KIND: usize = 32;
 
@@ -65,7 +61,7 @@ impl Decisions {
             Outcome::Selected { option_id } => option_id.replace(char::is_control, " "),
             Outcome::Cancelled => "cancelled".to_owned(),
         };
-        decision.truncate(decision.floor_char_boundary(MAX_OPTION));
+        decision.truncate(decision.floor_char_boundary(MAX_PERMISSION_OPTION));
         kind.truncate(kind.floor_char_boundary(MAX_KIND));
         let mut waiting = self.lock();
         if waiting.len() >= MAX_WAITING
@@ -78,7 +74,7 @@ impl Decisions {
     }
 
     fn part(&self) -> Vec<Decided> {
-        self.lock().iter().take(MAX_PART).cloned().collect()
+        self.lock().iter().take(MAX_PERMISSION_DECISIONS).cloned().collect()
     }
 
     fn done(&self, part: &[Decided]) {
@@ -152,15 +148,15 @@ mod tests {
     fn what_the_runtime_has_is_forgotten_and_the_oldest_when_there_is_no_room() {
         let decisions = Decisions::default();
         for id in 0..=MAX_WAITING {
-            let option_id = format!("yes\n{}", "é".repeat(MAX_OPTION));
+            let option_id = format!("yes\n{}", "é".repeat(MAX_PERMISSION_OPTION));
             decisions.add(id.to_string(), "edit".to_owned(), &Outcome::Selected { option_id }, By::Policy);
         }
         let part = decisions.part();
-        assert_eq!((part.len(), part[0].permission.as_str()), (MAX_PART, "1"));
-        assert!(part[0].decision.starts_with("yes é") && part[0].decision.len() <= MAX_OPTION);
+        assert_eq!((part.len(), part[0].permission.as_str()), (MAX_PERMISSION_DECISIONS, "1"));
+        assert!(part[0].decision.starts_with("yes é") && part[0].decision.len() <= MAX_PERMISSION_OPTION);
         decisions.done(&part[..2]);
         assert_eq!(decisions.part()[0].permission, "3");
         decisions.done(&part);
-        assert_eq!(decisions.lock().len(), MAX_WAITING - MAX_PART);
+        assert_eq!(decisions.lock().len(), MAX_WAITING - MAX_PERMISSION_DECISIONS);
     }
 }

@@ -1,6 +1,7 @@
 //! `/v1/sessions/{id}/{permissions,permission,cancel}`: what the agent asks before it uses a tool, the answer, and the
 //! end of a turn. Answers and cancels are in the audit log before the pod gets them. May touch: the session's pod.
 
+use agentapi_crds::names::MAX_PERMISSION_OPTION;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
@@ -18,9 +19,6 @@ use crate::auth::Caller;
 use crate::http::App;
 use crate::http::error::{Problem, ProblemBody};
 use crate::http::extract::{MAX_JSON_BYTES, SessionId, parse_json, read_body, require_content_type};
-
-/// Agents name their options themselves; the names go into the audit log.
-const MAX_OPTION: usize = 256;
 
 /// A tool that the agent wants to use.
 #[derive(Debug, Serialize, ToSchema)]
@@ -101,7 +99,9 @@ impl PermissionAnswer {
     fn decision(&self) -> Result<&str, Problem> {
         match (&self.option_id, self.outcome) {
             (None, Some(PermissionOutcome::Cancelled)) => Ok("cancelled"),
-            (Some(option), None) if option.len() <= MAX_OPTION && !option.chars().any(char::is_control) => Ok(option),
+            (Some(option), None) if option.len() <= MAX_PERMISSION_OPTION && !option.chars().any(char::is_control) => {
+                Ok(option)
+            }
             (Some(_), None) => Err(Problem::invalid_field("option_id", "It is not one of the options of the request.")),
             _ => {
                 let detail =

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use agentapi_crds::names::MAX_PERMISSION_OPTION;
 use serde_json::{Value, json};
 
 use super::{
@@ -24,8 +25,6 @@ use crate::session::{
 
 /// A request for permission has no more options than this.
 const MAX_OPTIONS: usize = 32;
-/// Longer ids of options can't be answered with.
-const MAX_OPTION_ID: usize = 256;
 /// Longer words for people are cut.
 const MAX_NAME: usize = 1000;
 
@@ -118,7 +117,8 @@ impl Host {
         self.dirty.notify_one();
         let raw_input = Some(call["rawInput"].clone()).filter(|input| !input.is_null());
         let options = params["options"].as_array().into_iter().flatten();
-        let options = options.filter(|option| text(option, "optionId").len() <= MAX_OPTION_ID).take(MAX_OPTIONS);
+        let options =
+            options.filter(|option| text(option, "optionId").len() <= MAX_PERMISSION_OPTION).take(MAX_OPTIONS);
         let options = options.map(|option| Choice {
             option_id: text(option, "optionId").to_owned(),
             name: beginning(text(option, "name"), MAX_NAME).to_owned(),
