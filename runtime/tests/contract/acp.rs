@@ -230,6 +230,27 @@ async fn a_turn_is_cancelled_and_the_next_one_works() {
 }
 
 #[tokio::test]
+async fn what_ends_the_turn_of_an_earlier_agent_ends_none_of_the_next_one() {
+    let pod = pod();
+    let session = pod.start().await;
+    let file = pod.path("work/end");
+    session.say(&format!("outlive {}", file.display())).await;
+    until("the tool", async || session.messages().await.get(1).filter(|it| it.2 == "it is on its own").cloned()).await;
+    // A claim with an environment starts the agent anew, in mid-turn.
+    assert_eq!(session.post("/internal/claim", json!({"sessionId": "s1", "env": {"GREETING": "hi"}})).await.0, 200);
+    session.say("tool").await;
+    let permission = asked(&session).await;
+    std::fs::write(file, "").unwrap();
+    until("the answer of then", async || session.log_text().contains("the last of it").then_some(())).await;
+    assert_eq!(session.get("/status").await.1["status"], "running");
+    assert_eq!(session.get("/permissions").await.1, json!({"permissions": [permission]}));
+    let answer = json!({"id": permission["id"], "option_id": "yes"});
+    assert_eq!(session.post("/permission", answer).await.0, 200);
+    let said = last(&session).await;
+    assert!(said.starts_with("[tool] Write note.txt (edit, completed)") && said.contains("yes"), "{said}");
+}
+
+#[tokio::test]
 async fn a_failed_turn_is_told_and_the_next_one_works() {
     let pod = pod();
     let session = pod.start().await;
