@@ -127,6 +127,45 @@ async fn a_server_of_the_older_transport_is_told_and_need_not_answer() -> Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_in_the_channel_of_cancellations_cancels_nothing_and_is_in_nobodys_way() -> Result<()> {
+    let (platform, replica, acme) = platform(SESSION_POD).await?;
+    let globex = platform.tenant("globex").await?;
+    let alice = replica.api(Some(&acme.alice))?;
+    let server = Old::start().await?;
+    let old = json!({"name": "old", "transport": {"sse": {"url": server.url()}}});
+    let id = connection(&replica.api(Some(&acme.admin))?, &old).await?;
+    let session = initialize(&alice, &id).await?.context("no session")?;
+    let mut calls = Vec::new();
+    for request in [5, 6] {
+        calls.push(Call::of_wait(&alice, &id, Some(&session), request).await?);
+    }
+    // Postgres lets whoever can log in speak there: names as ours, and as long as it takes them.
+    let flood = "select count(pg_notify('agentapi_mcp_cancelled', case i % 2
+                     when 0 then encode(sha256(i::text::bytea), 'hex') else lpad(i::text, 7900, 'x') end))
+                 from generate_series(1, 10000) i";
+    let mut stranger = platform.db.connect_read_only(&globex.organization).await?;
+    let flooding = async { Ok::<_, anyhow::Error>(sqlx::query(flood).execute(&mut stranger).await?) };
+    let others = async {
+        for _ in 0..20 {
+            alice.get("/v1/workspaces").await?.expect(200)?;
+        }
+        Ok(())
+    };
+    tokio::try_join!(flooding, others)?;
+    // All is heard in the order in which it was said, so all of that was heard before this.
+    for (request, call) in [5, 6].into_iter().zip(calls) {
+        assert_eq!(rpc(&alice, &id, Some(&session), &note(request)).await?.status, 202);
+        let answer = call.answer().await?;
+        let problem = &answer["error"]["data"]["type"];
+        assert_eq!((&answer["id"], problem), (&json!(request), &json!("mcp-cancelled")), "{answer}");
+        let told = server.seen("notifications/cancelled");
+        let told: Vec<_> = told.iter().map(|it| it["params"]["requestId"].clone()).collect();
+        assert_eq!(told, (5..=request).map(Value::from).collect::<Vec<_>>());
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whoever_goes_away_from_the_older_transport_has_cancelled() -> Result<()> {
     let (_platform, replica, acme) = platform(SESSION_POD).await?;
     let admin = replica.api(Some(&acme.admin))?;

@@ -1,18 +1,18 @@
 //! Requests that their clients have cancelled. Behind the older transport one replica holds the conversation of a
 //! request, and the client may have told another one: all of them hear of it. May touch: `store`.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::future::pending;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{Store, StoreError};
 
-/// A conversation that is so far behind has missed some.
-const WAITING: usize = 256;
 /// Before listening again when Postgres was away.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -21,19 +21,28 @@ pub fn name(session: &str, id: &Value) -> String {
     hex::encode(Sha256::digest(format!("{}:{session}{id}", session.len())))
 }
 
-/// What was heard.
-pub struct Cancellations(broadcast::Sender<Arc<str>>);
-
-impl Default for Cancellations {
-    fn default() -> Self {
-        Self(broadcast::Sender::new(WAITING))
-    }
-}
+/// Who waits, by the name of the request: whatever else is said, and everybody who can log in to Postgres can say
+/// something, costs one look and reaches nobody.
+#[derive(Clone, Default)]
+pub struct Cancellations(Arc<Mutex<HashMap<String, Vec<oneshot::Sender<()>>>>>);
 
 impl Cancellations {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<String, Vec<oneshot::Sender<()>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Of one request, from now on.
     pub fn of(&self, request: String) -> Watch {
-        Watch { request, heard: self.0.subscribe() }
+        let (tell, told) = oneshot::channel();
+        self.waiting().entry(request.clone()).or_default().push(tell);
+        Watch { all: self.clone(), request, told }
+    }
+
+    fn hear(&self, request: &str) {
+        for waiting in self.waiting().remove(request).unwrap_or_default() {
+            // It may have gone this moment.
+            let _ = waiting.send(());
+        }
     }
 
     /// Listens until `stop`.
@@ -53,26 +62,35 @@ impl Cancellations {
     async fn follow(&self, store: &Store) -> Result<std::convert::Infallible, StoreError> {
         let mut said = store.cancellations().await?;
         loop {
-            // Nobody listens: there is no such conversation here.
-            let _ = self.0.send(said.next().await?.into());
+            self.hear(&said.next().await?);
         }
     }
 }
 
 /// Waits for one request to be cancelled.
 pub struct Watch {
+    all: Cancellations,
     request: String,
-    heard: broadcast::Receiver<Arc<str>>,
+    told: oneshot::Receiver<()>,
 }
 
 impl Watch {
-    /// Returns when it is.
+    /// Returns when it is; then nothing more can be heard of it.
     pub async fn cancelled(&mut self) {
-        loop {
-            match self.heard.recv().await {
-                Ok(request) if *request == *self.request => return,
-                Ok(_) | Err(RecvError::Lagged(_)) => {}
-                Err(RecvError::Closed) => std::future::pending().await,
+        if (&mut self.told).await.is_err() {
+            pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.told.close();
+        let mut waiting = self.all.waiting();
+        if let Some(same) = waiting.get_mut(&self.request) {
+            same.retain(|it| !it.is_closed());
+            if same.is_empty() {
+                waiting.remove(&self.request);
             }
         }
     }
@@ -82,6 +100,7 @@ impl Watch {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::iter::repeat_n;
 
     #[test]
     fn no_two_requests_have_a_name_in_common() {
@@ -98,15 +117,43 @@ mod tests {
         }
     }
 
+    /// Whether it has been cancelled by now.
+    async fn is_cancelled(watch: &mut Watch) -> bool {
+        tokio::select! {
+            biased;
+            () = watch.cancelled() => true,
+            () = std::future::ready(()) => false,
+        }
+    }
+
     #[tokio::test]
-    async fn only_the_request_itself_is_cancelled() {
+    async fn only_the_request_itself_is_cancelled_however_much_else_is_said() {
         let all = Cancellations::default();
         let (mut one, mut other) = (all.of("one".to_owned()), all.of("other".to_owned()));
-        // More than anybody waits for, and then the one.
-        for request in std::iter::repeat_n("third", WAITING * 2).chain(["one"]) {
-            assert!(all.0.send(request.into()).is_ok());
+        // Two clients may not, but the same one may have two requests of a name.
+        let mut again = all.of("one".to_owned());
+        for request in repeat_n("third", 10_000).chain(["one"]).chain(repeat_n("fourth", 10_000)) {
+            all.hear(request);
         }
-        one.cancelled().await;
-        assert!(tokio::time::timeout(Duration::from_millis(50), other.cancelled()).await.is_err());
+        assert!(is_cancelled(&mut one).await && is_cancelled(&mut again).await);
+        assert!(!is_cancelled(&mut other).await);
+        // The name can be used again.
+        let mut later = all.of("one".to_owned());
+        drop(one);
+        assert!(!is_cancelled(&mut later).await);
+        all.hear("one");
+        assert!(is_cancelled(&mut later).await);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_of_who_does_not_wait_any_more() {
+        let all = Cancellations::default();
+        let (first, mut second) = (all.of("one".to_owned()), all.of("one".to_owned()));
+        drop(first);
+        assert_eq!(all.waiting()["one"].len(), 1);
+        all.hear("one");
+        assert!(is_cancelled(&mut second).await);
+        drop((second, all.of("two".to_owned())));
+        assert!(all.waiting().is_empty());
     }
 }
