@@ -205,11 +205,31 @@ mod tests {
             terminal.feed(&[*byte]);
         }
         assert_eq!(terminal.frame().lines, ["é你👍"]);
-        let mut terminal = Terminal::new();
-        for piece in [b"ma\xcc".as_slice(), b"\x810\xe5", b"\xad\x97"] {
-            terminal.feed(piece);
+        // Two cuts anywhere: the emulator by itself loses what is between two characters that are cut.
+        let text = "ma\u{301}0字1👍2é";
+        for first in 0..text.len() {
+            for second in first..text.len() {
+                let mut terminal = Terminal::new();
+                for part in [0..first, first..second, second..text.len()] {
+                    terminal.feed(&text.as_bytes()[part]);
+                }
+                assert_eq!(terminal.frame().lines, [text], "{first}, {second}");
+            }
         }
-        assert_eq!(terminal.frame().lines, ["ma\u{301}0字"]);
+    }
+
+    #[test]
+    fn the_beginning_of_a_character_is_kept_back_and_nothing_else() {
+        for character in ["é", "字", "👍"] {
+            for length in 1..character.len() {
+                let text = format!("é{character}");
+                assert_eq!(cut_off(&text.as_bytes()[..2 + length]), length, "{character}");
+            }
+            assert_eq!(cut_off(character.as_bytes()), 0);
+        }
+        for none in [b"".as_slice(), b"a", b"\xff", b"\xc3\xff", b"\xf5\x80", b"\xed\xa0", b"\x80\x80"] {
+            assert_eq!(cut_off(none), 0, "{none:?}");
+        }
     }
 
     #[test]
