@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{images, paths};
+use crate::{images, mounts, paths};
 
 /// So long does something stay that nothing uses.
 const UNUSED: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -38,16 +38,24 @@ pub(crate) fn sweep() -> Result<()> {
 /// Removes all of it.
 pub(crate) fn clear() -> Result<()> {
     let root = paths::cache()?;
-    let mounts = fs::read_to_string("/proc/self/mounts").context("cannot see what is mounted")?;
-    if let Some(mount) =
-        mounts.lines().filter_map(|line| line.split(' ').nth(1)).find(|at| Path::new(at).starts_with(&root))
-    {
-        bail!("{mount} is still mounted: unmount it, then run the same command again");
-    }
-    let bytes = size(&root)?;
-    remove(&root)?;
+    let _lock = images::lock()?;
+    let bytes = remove_all(&root)?;
     println!("  cache  {} is gone: {} MB", root.display(), bytes / 1_000_000);
     Ok(())
+}
+
+/// Also what it links to, for a folder that was put on a larger disk. Gives back how large it was.
+fn remove_all(root: &Path) -> Result<u64> {
+    let folder = root.canonicalize().with_context(|| format!("cannot see {}", root.display()))?;
+    if let Some(mount) = mounts::below(&folder)?.first() {
+        bail!("{} is still mounted: unmount it, then run the same command again", mount.display());
+    }
+    let bytes = size(&folder)?;
+    remove(&folder)?;
+    if root.is_symlink() {
+        remove(root)?;
+    }
+    Ok(bytes)
 }
 
 /// Entries, in their order, that were used too long ago. A file `x.diff` or `x.digest` says what `x.tar` holds and goes
@@ -130,5 +138,24 @@ mod tests {
         }
         assert!(!root.path().join("npm/claude-1").exists() && root.path().join("npm/claude-2").exists());
         assert!(unused(&root.path().join("nothing"), now).unwrap().is_empty());
+    }
+
+    #[test]
+    fn all_of_it_goes_and_nothing_beside_it() {
+        let disk = tempfile::tempdir().unwrap();
+        let at = |path: &str| disk.path().join(path);
+        for folder in ["real/layers", "elsewhere"] {
+            fs::create_dir_all(at(folder)).unwrap();
+        }
+        for file in ["real/layers/a.tar", "elsewhere/kept"] {
+            fs::write(at(file), "12345").unwrap();
+        }
+        std::os::unix::fs::symlink(at("elsewhere"), at("real/link")).unwrap();
+        std::os::unix::fs::symlink(at("real"), at("agentapi")).unwrap();
+        let link = fs::symlink_metadata(at("real/link")).unwrap().len();
+        assert_eq!(remove_all(&at("agentapi")).unwrap(), 5 + link);
+        assert!(!at("real").exists() && !at("agentapi").is_symlink());
+        assert_eq!(fs::read_to_string(at("elsewhere/kept")).unwrap(), "12345");
+        assert!(remove_all(&at("agentapi")).is_err(), "there is nothing");
     }
 }

@@ -3,7 +3,8 @@
 //! One module per command; a command adds its variant and its line in `main`,
 //! nothing else here. The shared helpers are `paths` (where state lives), `sh`
 //! (running programs with a log), `progress` (what the person sees) and
-//! `debian` (system packages); `cache` keeps the state folder small.
+//! `debian` (system packages); `cache` keeps the state folder small, and `mounts`
+//! tells what is mounted in it.
 
 mod cache;
 mod cluster;
@@ -11,6 +12,7 @@ mod debian;
 mod gobuild;
 mod image_tar;
 mod images;
+mod mounts;
 mod paths;
 mod progress;
 mod sh;

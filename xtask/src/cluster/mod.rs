@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use clap::{Subcommand, ValueEnum};
 
 use crate::progress::step;
-use crate::{gobuild, paths, sh};
+use crate::{gobuild, mounts, paths, sh};
 
 /// Arguments of `cargo xtask cluster`.
 #[derive(clap::Args)]
@@ -142,15 +142,8 @@ pub(crate) fn load(tar: &Path) -> Result<()> {
 
 /// Unmounts everything below the folder, deepest first.
 fn unmount_below(root: &Path) {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let mut points: Vec<&str> = mounts
-        .lines()
-        .filter_map(|line| line.split_whitespace().nth(1))
-        .filter(|point| Path::new(point).starts_with(root))
-        .collect();
-    points.sort_by_key(|point| std::cmp::Reverse(point.len()));
-    for point in points {
-        let _ = sh::output(Command::new("umount").args(["-l", point]));
+    for point in mounts::below(root).unwrap_or_default() {
+        let _ = sh::output(Command::new("umount").arg("-l").arg(point));
     }
 }
 
