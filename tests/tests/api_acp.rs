@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentapi_tests::cluster::eventually;
@@ -10,6 +11,7 @@ use agentapi_tests::fakemodel::{self, Recorded};
 use agentapi_tests::mcp::raw::Raw;
 use agentapi_tests::mcp::setup::{configuration, connection, platform};
 use agentapi_tests::serve::agent::PodAgent;
+use agentapi_tests::serve::pods::container::processes;
 use agentapi_tests::serve::policies::Operator;
 use agentapi_tests::serve::{Platform, Replica, Tenant};
 use agentapi_tests::talk::{Talk, choice};
@@ -131,6 +133,29 @@ async fn an_agent_knows_its_rules_and_finds_its_servers(#[case] agent: &str) -> 
         Ok(if server.count("tools/list") > 0 { Ok(()) } else { Err(format!("{seen:?}")) })
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_left_of_a_pod_that_is_gone() -> Result<()> {
+    let (platform, replica, acme) = platform(SESSION_POD).await?;
+    let model = fakemodel::serve(fakemodel::Config::default()).await?;
+    // One that goes on when its input is closed.
+    platform.pods.set_agent(PodAgent::real("codex", "acp", &model)?);
+    let (one, other) = (begin(&replica, &acme).await?, begin(&replica, &acme).await?);
+    let home = |talk: &Talk| -> Result<String> {
+        Ok(format!("HOME={}", platform.pods.folder(talk.id.parse()?)?.join("home").display()))
+    };
+    let homes = [home(&one)?, home(&other)?];
+    let count = || homes.each_ref().map(|home| processes(home).len());
+    assert!(count().iter().all(|count| *count >= 2), "the host and its agent: {:?}", count());
+    assert!(platform.pods.kill(one.id.parse()?));
+    assert_eq!(count()[0], 0);
+    assert!(count()[1] >= 2);
+    // A replica may hold on to them for longer than the test.
+    let held = Arc::clone(&platform.pods);
+    drop(platform);
+    assert_eq!((count(), held.count()), ([0, 0], 0));
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

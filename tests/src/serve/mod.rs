@@ -234,6 +234,13 @@ impl Platform {
     }
 }
 
+impl Drop for Platform {
+    fn drop(&mut self) {
+        // Not when the last task of the last replica lets go of them: the test may have ended before that.
+        self.pods.end();
+    }
+}
+
 impl Replica {
     /// A client with a token, or without.
     pub fn api(&self, token: Option<&str>) -> Result<Api> {

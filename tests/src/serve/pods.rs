@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use super::agent::PodAgent;
 
+pub mod container;
 mod keeping;
 mod warm;
 
@@ -61,6 +62,8 @@ struct Process {
     kind: PodKind,
     ip: Ipv4Addr,
     child: Child,
+    /// Of its container.
+    mark: String,
     known_keys: String,
     token_key: String,
     prompt_digest: String,
@@ -75,6 +78,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        container::end(&self.mark);
     }
 }
 
@@ -178,6 +182,7 @@ impl ProcessPods {
         let home = self.make_folders(name)?;
         let ip = crate::ports::reserve_address(SESSION_PORT)?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(home.join("log"))?;
+        let mark = Uuid::new_v4().simple().to_string();
         let mut command = Command::new(&self.binary);
         command
             .env_clear()
@@ -192,6 +197,7 @@ impl ProcessPods {
             .env(env::WORKDIR, home.join("workspace"))
             .env(env::SESSION_SECRET_DIR, home.join("secret"))
             .env(env::POD_NAME, name)
+            .env(container::MARK, &mark)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
@@ -210,6 +216,7 @@ impl ProcessPods {
             kind,
             ip,
             child,
+            mark,
             known_keys: names::signing_key_ids([self.public_x.as_str()]),
             token_key: session.map(|(_, key)| key.to_owned()).unwrap_or_default(),
             keeps: !state.keeps_nothing,

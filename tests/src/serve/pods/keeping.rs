@@ -11,7 +11,7 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Process, ProcessPods};
+use super::{Process, ProcessPods, container};
 
 fn terminate(process: &Process) -> bool {
     Command::new("kill").args(["-TERM", &process.child.id().to_string()]).status().is_ok_and(|status| status.success())
@@ -42,7 +42,18 @@ impl ProcessPods {
     pub fn kill_9(&self, session: Uuid) -> bool {
         let mut state = self.state();
         let process = state.running.values_mut().find(|process| process.session == Some(session));
-        process.is_some_and(|process| process.child.kill().is_ok())
+        process.is_some_and(|process| {
+            let killed = process.child.kill().is_ok();
+            container::end(&process.mark);
+            killed
+        })
+    }
+
+    /// Ends all pods, and there are no more: replicas that still go on find no cluster.
+    pub(in crate::serve) fn end(&self) {
+        let mut state = self.state();
+        state.away = true;
+        state.running.clear();
     }
 
     pub(super) fn write_secret(&self, name: &str, request: &PodRequest) -> Result<()> {
