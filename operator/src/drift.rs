@@ -1,5 +1,6 @@
 //! Watches the metadata of what we own and says whose object changed or went, so that a reconcile puts
 //! it back within seconds. Remembers owners by name: also an object that lost its labels is found.
+use crate::readable::{self, Guarded};
 use agentapi_crds::names;
 use futures::{Stream, StreamExt, future, stream};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -66,7 +67,7 @@ pub fn version(meta: &ObjectMeta) -> u64 {
 /// The owners of objects of kind `K` that changed, appeared or went. Never ends; errors are logged and
 /// the watch is taken up again with backoff.
 pub fn owners<K>(
-    api: Api<PartialObjectMeta<K>>,
+    api: Api<Guarded<PartialObjectMeta<K>>>,
     config: watcher::Config,
     fingerprint: fn(&ObjectMeta) -> u64,
 ) -> impl Stream<Item = Owner> + Send
@@ -75,7 +76,7 @@ where
 {
     let kind = K::kind(&()).into_owned();
     let mut ledger = Ledger::default();
-    watcher(api, config)
+    readable::watch(api, config)
         .default_backoff()
         .filter_map(move |event| {
             let event = event.inspect_err(|error| tracing::warn!(%kind, %error, "a watch was interrupted")).ok();

@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod migrate;
 pub mod observations;
 pub mod quantity;
+pub mod readable;
 pub mod receipt;
 pub mod records;
 pub mod run;

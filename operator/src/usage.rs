@@ -2,7 +2,7 @@
 //! ResourceQuota counts them, sessions as Postgres does, workspaces as they are accepted. A loop of its own, since pods
 //! come and go without a reconcile; it writes a status only when it says something new. May touch: ResourceQuotas and
 //! `sessions` (reads), `status.usage`.
-use crate::{context::Context, error::Result, metrics::Metrics, quantity, records, ticks};
+use crate::{context::Context, error::Result, metrics::Metrics, quantity, readable::Guarded, records, ticks};
 use agentapi_crds::{
     Organization, names,
     organization::{Quota, Usage},
@@ -37,12 +37,13 @@ pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
 }
 
 async fn round(context: &Context) -> Result<()> {
-    let quotas = Api::<ResourceQuota>::all(context.client.clone());
+    let quotas = Api::<Guarded<ResourceQuota>>::all(context.client.clone());
     let ours = ListParams::default().labels(&format!("{}={}", names::LABEL_MANAGED_BY, names::OPERATOR));
     let listed = quotas.list(&ours).await.map_err(|e| crate::error::Error::kube("list", "ResourceQuota", "all", e))?;
     let counted: HashMap<String, Counted> = listed
         .items
         .into_iter()
+        .filter_map(|quota| quota.0.ok())
         .filter_map(|quota| Some((organization_of(&quota.metadata)?, counted(quota))))
         .collect();
     // Postgres being away leaves the number of sessions as it was.
@@ -59,7 +60,11 @@ async fn round(context: &Context) -> Result<()> {
         let shown = organization.status.as_ref().and_then(|status| status.usage.as_ref());
         if organization.metadata.deletion_timestamp.is_none() && shown != Some(&usage) {
             let all = Api::<Organization>::all(context.client.clone());
-            context.applier.status_as(MANAGER, &all, organization, &json!({ "usage": usage })).await?;
+            // One whose status can't be written must not keep the others from theirs.
+            if let Err(error) = context.applier.status_as(MANAGER, &all, organization, &json!({ "usage": usage })).await
+            {
+                tracing::warn!(%error, organization = %organization.name_any(), "can't show what it uses");
+            }
         }
     }
     context.metrics.keep_quotas(|name| organizations.iter().any(|it| it.name_any() == name));
@@ -72,8 +77,10 @@ struct Counted {
     used: BTreeMap<String, Quantity>,
 }
 
+/// Labels anybody can write, in a namespace of their own.
 fn organization_of(meta: &ObjectMeta) -> Option<String> {
-    meta.labels.as_ref()?.get(names::LABEL_ORGANIZATION).cloned()
+    let organization = meta.labels.as_ref()?.get(names::LABEL_ORGANIZATION)?;
+    (meta.namespace == Some(names::tenant_namespace(organization))).then(|| organization.clone())
 }
 
 fn counted(quota: ResourceQuota) -> Counted {
@@ -155,6 +162,17 @@ mod tests {
         let without_postgres = usage(&organization, &quota(), 2, None);
         assert_eq!(without_postgres, seen, "the same, so nothing is written");
         assert_eq!(usage(&organization, &quota(), 2, Some(&HashMap::new())).sessions, 0);
+    }
+
+    #[test]
+    fn a_quota_of_somebody_elses_namespace_says_nothing() {
+        let meta = |namespace: &str| ObjectMeta {
+            namespace: Some(namespace.into()),
+            labels: Some([(names::LABEL_ORGANIZATION.to_owned(), "acme".to_owned())].into()),
+            ..ObjectMeta::default()
+        };
+        assert_eq!(organization_of(&meta("agentapi-acme")).as_deref(), Some("acme"));
+        assert_eq!(organization_of(&meta("team-globex")), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Watches of the two Secrets in each tenant namespace. One watch per Secret, by name: that is all that the
 //! operator may see of Secrets, and a watch of the whole cluster would need the right to read all of them.
-use crate::{context::Context, drift, drift::Owner, isolation::fences::is_in_place, ticks};
+use crate::{context::Context, drift, drift::Owner, isolation::fences::is_in_place, readable::Guarded, ticks};
 use agentapi_crds::names;
 use futures::{StreamExt, future};
 use k8s_openapi::api::core::v1::Secret;
@@ -39,7 +39,8 @@ pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
 }
 
 async fn follow(context: Arc<Context>, tenant: String, secret: &'static str) {
-    let api = Api::<PartialObjectMeta<Secret>>::namespaced(context.client.clone(), &names::tenant_namespace(&tenant));
+    let namespace = names::tenant_namespace(&tenant);
+    let api = Api::<Guarded<PartialObjectMeta<Secret>>>::namespaced(context.client.clone(), &namespace);
     let config = watcher::Config::default().fields(&format!("metadata.name={secret}"));
     drift::owners(api, config, drift::fingerprint)
         .for_each(move |owner| {

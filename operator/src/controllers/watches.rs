@@ -4,6 +4,7 @@ use super::Queues;
 use crate::{
     context::{Stores, Triggers},
     drift::{self, Owner},
+    readable::{self, Guarded},
 };
 use agentapi_crds::{McpConnection, Organization, PromptPolicy, Workspace, names};
 use futures::{Stream, StreamExt, channel::mpsc, future};
@@ -60,11 +61,11 @@ pub fn watches(client: &Client) -> Watches {
         connections: connections_rx,
         policies: policies_rx,
     };
-    let (organizations, organization_events) = reflected(Api::<Organization>::all(client.clone()));
-    let (workspaces, workspace_events) = reflected(Api::<Workspace>::all(client.clone()));
-    let (connections, connection_events) = reflected(Api::<McpConnection>::all(client.clone()));
-    let (policies, policy_events) = reflected(Api::<PromptPolicy>::all(client.clone()));
-    let (namespaces, namespace_events) = reflected(Api::<PartialObjectMeta<Namespace>>::all(client.clone()));
+    let (organizations, organization_events) = reflected::<Organization>(client);
+    let (workspaces, workspace_events) = reflected::<Workspace>(client);
+    let (connections, connection_events) = reflected::<McpConnection>(client);
+    let (policies, policy_events) = reflected::<PromptPolicy>(client);
+    let (namespaces, namespace_events) = reflected::<PartialObjectMeta<Namespace>>(client);
     let referring = Referring {
         workspaces: workspaces.clone(),
         connections: connections.clone(),
@@ -135,20 +136,22 @@ pub fn watches(client: &Client) -> Watches {
 }
 
 /// A store, and the objects that change, appear or go.
-fn reflected<K>(api: Api<K>) -> (Store<K>, impl Stream<Item = K> + Send + use<K>)
+fn reflected<K>(client: &Client) -> (Store<K>, impl Stream<Item = K> + Send + use<K>)
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     K::DynamicType: Hash + Eq + Clone,
 {
     let (reader, writer) = reflector::store();
     let kind = K::kind(&()).into_owned();
-    let events =
-        watcher(api, watcher::Config::default()).default_backoff().reflect(writer).touched_objects().filter_map(
-            move |object| {
-                let object = object.inspect_err(|error| tracing::warn!(%kind, %error, "a watch was interrupted")).ok();
-                future::ready(object)
-            },
-        );
+    let api = Api::<Guarded<K>>::all(client.clone());
+    let events = readable::watch(api, watcher::Config::default())
+        .default_backoff()
+        .reflect(writer)
+        .touched_objects()
+        .filter_map(move |object| {
+            let object = object.inspect_err(|error| tracing::warn!(%kind, %error, "a watch was interrupted")).ok();
+            future::ready(object)
+        });
     (reader, events)
 }
 
@@ -156,7 +159,7 @@ fn owned<K>(client: &Client, config: &watcher::Config, triggers: &Triggers) -> P
 where
     K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
 {
-    let api = Api::<PartialObjectMeta<K>>::all(client.clone());
+    let api = Api::<Guarded<PartialObjectMeta<K>>>::all(client.clone());
     let triggers = triggers.clone();
     Box::pin(drift::owners(api, config.clone(), drift::fingerprint).for_each(move |owner| {
         triggers.owner(owner);
@@ -173,7 +176,7 @@ fn any_change<K>(
 where
     K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
 {
-    let api = Api::<PartialObjectMeta<K>>::all(client.clone());
+    let api = Api::<Guarded<PartialObjectMeta<K>>>::all(client.clone());
     let triggers = triggers.clone();
     Box::pin(drift::owners(api, config, drift::version).for_each(move |owner| {
         triggers.owner(owner);
