@@ -81,6 +81,9 @@ impl Loaded {
     }
 }
 
+/// Changed tools whose names are recorded.
+const MOST_NAMED: usize = 16;
+
 /// Names and digests of tools.
 pub fn digests(tools: &[Tool]) -> Vec<ToolDigest> {
     tools.iter().map(|tool| tool.digest.clone()).collect()
@@ -230,6 +233,8 @@ impl Mcp {
         connection: &Connection,
         changed: &[String],
     ) -> Result<(), StoreError> {
+        // A row of the audit log has an end: a server with many long names must not keep itself out of quarantine.
+        let recorded = &changed[..changed.len().min(MOST_NAMED)];
         let names = changed.iter().take(10).map(String::as_str).collect::<Vec<_>>().join(", ");
         let why = format!(
             "the definition of {names} has changed since it was pinned; look at the change, then change the connection \
@@ -243,7 +248,7 @@ impl Mcp {
                 action: action::MCP_QUARANTINE,
                 target_kind: "McpConnection",
                 target_id: Some(&id),
-                detail: json!({ "name": connection.name, "tools": changed }),
+                detail: json!({ "name": connection.name, "tools": recorded, "changed": changed.len() }),
             })
             .await?;
             tracing::warn!(organization = organization.slug, connection = connection.name, tools = names, "quarantine");
