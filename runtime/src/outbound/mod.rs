@@ -6,7 +6,7 @@ mod addresses;
 mod body;
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use futures::future::BoxFuture;
 use moka::sync::Cache;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Client, Method, RequestBuilder};
+use tokio::sync::Semaphore;
 use url::{Host, Url};
 
 pub use addresses::{Ranges, refused};
@@ -25,6 +26,10 @@ const MAX_URL_BYTES: usize = 2048;
 /// Connections that are kept open to one server.
 const IDLE_CONNECTIONS: usize = 8;
 const IDLE: Duration = Duration::from_secs(30);
+/// Names that are looked up at a time. Each takes one of the 512 threads that the database and the cluster need too, for
+/// as long as the server of the name likes.
+const MOST_LOOKUPS: usize = 64;
+const LOOKUP_PATIENCE: Duration = Duration::from_secs(5);
 /// Kinds of clients: one for each set of opened ranges, scheme and patience.
 const MAX_CLIENTS: u64 = 1000;
 /// One that nobody uses goes after this time.
@@ -64,8 +69,25 @@ pub type Lookup = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr
 
 /// The system's resolver.
 fn system() -> Lookup {
-    Arc::new(|name| {
-        async move { Ok(tokio::net::lookup_host((name.as_str(), 0)).await?.map(|it| it.ip()).collect()) }.boxed()
+    bounded(MOST_LOOKUPS, |name| Ok((name, 0).to_socket_addrs()?.map(|it| it.ip()).collect()))
+}
+
+fn bounded(most: usize, find: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Clone + Send + Sync + 'static) -> Lookup {
+    let places = Arc::new(Semaphore::new(most));
+    Arc::new(move |name| {
+        let (places, find) = (Arc::clone(&places), find.clone());
+        async move {
+            let place =
+                tokio::time::timeout(LOOKUP_PATIENCE, places.acquire_owned()).await.map_err(io::Error::other)?;
+            let place = place.map_err(io::Error::other)?;
+            let looking = tokio::task::spawn_blocking(move || {
+                // The thread's: whoever waits for it may give up, and it goes on.
+                let _place = place;
+                find(&name)
+            });
+            looking.await.map_err(io::Error::other)?
+        }
+        .boxed()
     })
 }
 
@@ -200,6 +222,8 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
     use rstest::rstest;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Mutex, mpsc};
 
     fn nowhere() -> Lookup {
         Arc::new(|name| {
@@ -252,6 +276,25 @@ mod tests {
         }
         outbound.clients.run_pending_tasks();
         assert_eq!(outbound.clients.entry_count(), 10);
+    }
+
+    #[tokio::test]
+    async fn names_that_nobody_answers_leave_threads_to_others() {
+        let begun = Arc::new(AtomicUsize::new(0));
+        let (release, wait) = mpsc::channel::<()>();
+        let (counted, wait) = (Arc::clone(&begun), Arc::new(Mutex::new(wait)));
+        let lookup = bounded(3, move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            // Until the other end is dropped.
+            let _ = wait.lock().unwrap().recv();
+            Ok(Vec::new())
+        });
+        let given_up =
+            (0..30).map(|n| tokio::time::timeout(Duration::from_millis(20), lookup(format!("{n}.slow.example"))));
+        assert!(futures::future::join_all(given_up).await.iter().all(Result::is_err));
+        assert_eq!(begun.load(Ordering::SeqCst), 3, "whoever gives up leaves its thread at work");
+        drop(release);
+        assert!(lookup("quick.example".to_owned()).await.unwrap().is_empty());
     }
 
     #[test]
