@@ -15,6 +15,7 @@ use crate::auth::session_token::{SessionTokenError, SessionTokens};
 use crate::auth::{AuthError, Authenticator, SharedSecrets, read_shared_secrets};
 use crate::config::ServeConfig;
 use crate::crypto::{CryptoError, Sealer};
+use crate::http::held::Held;
 use crate::http::internal::InternalApi;
 use crate::http::rate_limit::{self, RateLimits};
 use crate::http::streams::Streams;
@@ -172,6 +173,7 @@ impl Server {
             mcp,
             prompts,
             rates: RateLimits::new(config.rate_defaults()),
+            held: Held::default(),
             streams: Streams::new(config.user_event_streams, config.replicas),
             proxies: Proxies::new(config.trusted_proxies.clone()),
             internal: InternalApi {

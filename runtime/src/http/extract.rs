@@ -7,7 +7,8 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Path, Query, Request};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
@@ -17,7 +18,7 @@ use uuid::Uuid;
 
 use super::error::Problem;
 use super::rate_limit::Slot;
-use super::{App, linger};
+use super::{App, held, linger};
 use crate::audit::{Client, Entry, action};
 use crate::auth::{AuthError, Caller, Role};
 
@@ -59,6 +60,7 @@ impl FromRequestParts<App> for Caller {
             }
         };
         tracing::Span::current().record("organization", caller.organization.slug.as_str());
+        held::is_of(caller.organization.id);
         let slot = parts.extensions.get::<Slot>().cloned().unwrap_or_default();
         app.rates.admit(&caller, &slot, &app.metrics)?;
         Ok(caller)
@@ -176,21 +178,30 @@ pub fn require_content_type(headers: &HeaderMap, wanted: &str) -> Result<(), Pro
     Err(Problem::unsupported_media_type(wanted))
 }
 
-/// Reads a body to its end: 413 when it is longer, 408 when it does not arrive in time, 400 when it breaks off.
+/// Reads a body to its end: 413 when it is longer, 408 when it does not arrive in time, 400 when it breaks off, 429 when
+/// the organization has too many long ones on their way.
 pub async fn read_body(body: Body, limit: usize) -> Result<Bytes, Problem> {
-    let reading = axum::body::to_bytes(body, limit);
-    match tokio::time::timeout(BODY_TIMEOUT, reading).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if is_length_limit(&error) => Err(Problem::too_large(limit)),
-        Ok(Err(error)) if linger::is_too_slow(&error) => Err(Problem::too_slow()),
-        Ok(Err(_)) => Err(Problem::bad_request("The body ended early.")),
-        Err(_) => Err(Problem::too_slow()),
-    }
+    tokio::time::timeout(BODY_TIMEOUT, read_whole(body, limit)).await.unwrap_or_else(|_| Err(Problem::too_slow()))
 }
 
-fn is_length_limit(error: &axum::Error) -> bool {
-    // The cause is http_body_util's LengthLimitError, which axum does not re-export.
-    std::error::Error::source(error).is_some_and(|cause| cause.to_string().contains("length limit"))
+async fn read_whole(body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let (mut chunks, mut read) = (body.into_data_stream(), BytesMut::new());
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| {
+            if linger::is_too_slow(&error) {
+                Problem::too_slow()
+            } else {
+                Problem::bad_request("The body ended early.")
+            }
+        })?;
+        let length = read.len() + chunk.len();
+        if length > limit {
+            return Err(Problem::too_large(limit));
+        }
+        held::body(length)?;
+        read.extend_from_slice(&chunk);
+    }
+    Ok(read.freeze())
 }
 
 /// Parses a body: 400 when it is no JSON, 422 when it is not the JSON that is wanted.

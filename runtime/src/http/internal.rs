@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::error::Problem;
 use super::extract::{self, SessionId};
 use super::transcript_budget::TranscriptBudget;
-use super::{App, AppState};
+use super::{App, AppState, held};
 use crate::auth::AuthError;
 use crate::auth::session_token::SessionClaims;
 use crate::store::TenantScope;
@@ -27,7 +27,7 @@ pub const MAX_TRANSCRIPT_BYTES: usize = 32 * 1024 * 1024;
 /// Nobody talks that much; without a limit an agent could fill the database with the token in its pod.
 const MAX_MESSAGES: i32 = 20_000;
 /// A longer message is cut: a screen has 1000 lines of 80 characters.
-const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
+pub(super) const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 
 /// A pod that ends with its session still flushes what it has; the kubelet gives it less time than this.
 const LAST_WORDS_SECONDS: f64 = 120.0;
@@ -86,11 +86,12 @@ pub async fn put_messages(
     let peer = peer(&app, &parts.extensions);
     let claims = claims(&app, id, &parts.headers)?;
     extract::require_content_type(&parts.headers, "application/json")?;
-    // Only now: whoever has no token makes the runtime hold nothing.
+    // Only now: whoever has no token makes the runtime hold nothing, and the others not more than their organization may.
+    let organization = organization(&app, &claims).await?;
     let body = extract::read_body(body, MAX_TRANSCRIPT_BYTES).await?;
     let transcript: Transcript = extract::parse_json(&body)?;
+    drop(body);
     transcript.validate()?;
-    let organization = organization(&app, &claims).await?;
     // What runs in a pod belongs to the tenant, so a flood of pushes counts against the tenant.
     let scope = TenantScope { platform: false, ..TenantScope::system(&organization) };
     let mut tx = app.store.tenant_tx(&scope).await?;
@@ -124,7 +125,9 @@ pub(super) fn claims(app: &AppState, session: Uuid, headers: &HeaderMap) -> Resu
 
 /// The organization of the token.
 pub(super) async fn organization(app: &AppState, claims: &SessionClaims) -> Result<Organization, Problem> {
-    app.store.organization_by_slug(&claims.org).await?.ok_or_else(Problem::no_such_session)
+    let organization = app.store.organization_by_slug(&claims.org).await?.ok_or_else(Problem::no_such_session)?;
+    held::is_of(organization.id);
+    Ok(organization)
 }
 
 /// Who asks, where pods are known by their addresses.

@@ -73,6 +73,7 @@ pub async fn post(State(app): State<App>, SessionId(id): SessionId, request: Req
     let peer = internal::peer(&app, &parts.extensions);
     let claims = internal::claims(&app, id, &parts.headers)?;
     extract::require_content_type(&parts.headers, "application/json")?;
+    let organization = internal::organization(&app, &claims).await?;
     let body = extract::read_body(body, MAX_BODY_BYTES).await?;
     let Decisions { decisions } = extract::parse_json(&body)?;
     if decisions.len() > MAX_PERMISSION_DECISIONS {
@@ -80,7 +81,6 @@ pub async fn post(State(app): State<App>, SessionId(id): SessionId, request: Req
         return Err(Problem::invalid_field("decisions", detail));
     }
     decisions.iter().try_for_each(Decided::validate)?;
-    let organization = internal::organization(&app, &claims).await?;
     let scope = TenantScope { platform: false, ..TenantScope::system(&organization) };
     let mut tx = app.store.tenant_tx(&scope).await?;
     let Some(session) = tx.session(id).await? else {

@@ -11,6 +11,7 @@ pub mod extract;
 mod fuzz;
 mod head_deadline;
 pub mod health;
+pub mod held;
 pub mod internal;
 pub mod internal_connections;
 pub mod internal_ending;
@@ -65,6 +66,8 @@ pub struct AppState {
     pub proxies: Proxies,
     /// Limits of request rates.
     pub rates: rate_limit::RateLimits,
+    /// Limits of memory.
+    pub held: held::Held,
     /// Limits of open event streams.
     pub streams: streams::Streams,
     /// Users' consents to MCP servers, where they are configured.

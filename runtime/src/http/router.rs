@@ -16,7 +16,7 @@ use utoipa_axum::routes;
 
 use super::error::Problem;
 use super::{
-    App, connect, docs, extract, health, internal, internal_connections, internal_ending, internal_permissions,
+    App, connect, docs, extract, health, held, internal, internal_connections, internal_ending, internal_permissions,
     isolation, observe, rate_limit, request_id, v1,
 };
 use crate::oauth::CONNECT_PATH;
@@ -135,6 +135,7 @@ fn surrounded(router: Router<App>, app: &App) -> Router {
         .fallback(|| async { Problem::no_such_route() })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         .layer(CatchPanicLayer::custom(extract::panicked))
+        .layer(from_fn_with_state(App::clone(app), held::middleware))
         .layer(from_fn_with_state(App::clone(app), rate_limit::middleware))
         .layer(from_fn_with_state(App::clone(app), observe::middleware))
         .layer(from_fn(defensive_headers))

@@ -22,15 +22,35 @@ pub struct Message {
     pub time: String,
 }
 
-/// The transcript of the session `$1`.
+/// Messages `$2` to `$3` of the session `$1`.
 pub const TRANSCRIPT: &str =
     "select id, role, content, to_char(time at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') as time
-     from messages where session_id = $1 order by id";
+     from messages where session_id = $1 and id between $2 and $3 order by id";
+
+/// Text that is read at a time; one message more may be longer.
+pub const PAGE_BYTES: i64 = 1024 * 1024;
+const PAGE_MESSAGES: i64 = 1000;
 
 impl TenantTx {
-    /// All of a session, oldest first.
-    pub async fn messages(&mut self, session: Uuid) -> Result<Vec<Message>, StoreError> {
-        let rows = sqlx::query(TRANSCRIPT).bind(session).fetch_all(&mut *self.tx).await?;
+    /// The next messages of a session from this id on, oldest first. None are left when there are none: a transcript can
+    /// be longer than what one request may take of the memory of all.
+    pub async fn messages(&mut self, session: Uuid, from: i32) -> Result<Vec<Message>, StoreError> {
+        let lengths: Vec<(i32, i32)> = sqlx::query_as(
+            "select id, octet_length(content) from messages where session_id = $1 and id >= $2 order by id limit $3",
+        )
+        .bind(session)
+        .bind(from)
+        .bind(PAGE_MESSAGES)
+        .fetch_all(&mut *self.tx)
+        .await?;
+        let mut bytes = 0;
+        let page = lengths.iter().take_while(|(_, length)| {
+            let fits = bytes < PAGE_BYTES;
+            bytes += i64::from(*length);
+            fits
+        });
+        let Some((last, _)) = page.last() else { return Ok(Vec::new()) };
+        let rows = sqlx::query(TRANSCRIPT).bind(session).bind(from).bind(last).fetch_all(&mut *self.tx).await?;
         let message = |row: &sqlx::postgres::PgRow| {
             Ok::<_, sqlx::Error>(Message {
                 id: row.try_get("id")?,

@@ -67,7 +67,7 @@ pub const HOT_QUERIES: &[HotQuery] = &[
         organization: "org_id",
         role: "user",
         sql: messages::TRANSCRIPT,
-        parameters: &["session"],
+        parameters: &["session", "0", "20000"],
     },
     HotQuery {
         name: "an admin's list of sessions",

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::asleep;
 use super::deed::Deed;
 use super::sessions::load;
+use super::transcript;
 use crate::audit::{Client, action};
 use crate::auth::Caller;
 use crate::http::App;
@@ -257,10 +258,7 @@ pub async fn messages(
     if session.phase == Phase::Running {
         return ask(&app, target(&session)?, &headers, Ask::get("/messages")).await;
     }
-    let mut tx = app.store.tenant_tx(&caller.scope()).await?;
-    let messages = tx.messages(id).await?;
-    tx.commit().await?;
-    Ok(Json(MessagesBody { messages: messages.into_iter().map(MessageView::from).collect() }).into_response())
+    Ok(transcript::as_json(transcript::pages(&app, &caller, &session).await?))
 }
 
 /// Sends a message to the agent; answered when the agent has started on it. Wakes a suspended session, which takes as

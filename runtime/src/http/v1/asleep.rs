@@ -19,6 +19,7 @@ use super::agent::{READ_TIMEOUT, START_PATIENCE, START_POLL, StatusBody, startin
 use super::create_session::quota_problem;
 use super::deed::Deed;
 use super::sessions::load;
+use super::transcript;
 use crate::audit::Client;
 use crate::auth::Caller;
 use crate::http::App;
@@ -141,14 +142,11 @@ fn event(name: &str, data: &Value) -> Bytes {
     Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
 }
 
-/// The conversation for a client that has seen nothing yet. Without ids: there is no pod to come back to with them.
-fn snapshot(session: &Session, messages: Vec<Message>) -> Vec<Bytes> {
-    let update = |message: Message| {
-        let Message { id, role, content, time } = message;
-        event("message_update", &json!({ "id": id, "role": role, "message": content, "time": time }))
-    };
-    let status = event("status_change", &json!({ "status": "stable", "agent_type": session.agent_type }));
-    messages.into_iter().map(update).chain([status]).collect()
+/// A message of the conversation for a client that has seen nothing yet. Without ids: there is no pod to come back to
+/// with them.
+fn update(message: Message) -> Bytes {
+    let Message { id, role, content, time } = message;
+    event("message_update", &json!({ "id": id, "role": role, "message": content, "time": time }))
 }
 
 /// Follows a session that nobody has woken yet, and then its pod.
@@ -158,18 +156,20 @@ pub(super) async fn follow(
     session: Session,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let mut first = vec![Bytes::from_static(b": the session is suspended\n\n")];
-    if !headers.contains_key("last-event-id") {
-        let mut tx = app.store.tenant_tx(&caller.scope()).await?;
-        let messages = tx.messages(session.id).await?;
-        tx.commit().await?;
-        first.extend(snapshot(&session, messages));
-    }
+    let new = !headers.contains_key("last-event-id");
+    let pages = if new { Some(transcript::pages(&app, &caller, &session).await?) } else { None };
     let id = session.id;
     let stream = async_stream::stream! {
         let open = app.metrics.stream();
-        for bytes in first {
-            yield Ok::<_, axum::Error>(bytes);
+        yield Ok::<_, axum::Error>(Bytes::from_static(b": the session is suspended\n\n"));
+        if let Some(pages) = pages {
+            for await page in pages {
+                let Ok(page) = page else { return };
+                for message in page {
+                    yield Ok(update(message));
+                }
+            }
+            yield Ok(event("status_change", &json!({ "status": "stable", "agent_type": session.agent_type })));
         }
         let mut polls = 0;
         let session = loop {

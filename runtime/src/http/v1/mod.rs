@@ -10,4 +10,5 @@ pub mod oauth;
 pub mod permissions;
 pub mod prompts;
 pub mod sessions;
+mod transcript;
 pub mod workspaces;

@@ -32,6 +32,9 @@ use super::ConfigurationId;
 
 const DEFAULT_LIMIT: u16 = 50;
 const MAX_LIMIT: u16 = 200;
+/// So many connections are read at a time, and after so many tools the page ends before its limit.
+const AT_A_TIME: i64 = 8;
+const MOST_TOOLS: usize = 4000;
 /// More connections than anybody needs, fewer than would keep the prober busy.
 const MAX_CONFIGURATIONS: i64 = 1000;
 
@@ -164,7 +167,7 @@ pub struct ConfigurationQuery {
     workspace: Option<String>,
     /// Only those with this transport: streamableHttp, sse or stdio.
     transport: Option<String>,
-    /// Configurations per page, 1 to 200; 50 if left out.
+    /// Configurations per page, 1 to 200; 50 if left out. A page may have fewer where servers have thousands of tools.
     #[param(minimum = 1, maximum = 200)]
     limit: Option<u16>,
     /// `nextCursor` of the page before.
@@ -237,18 +240,28 @@ pub async fn list(
     ApiQuery(query): ApiQuery<ConfigurationQuery>,
 ) -> Result<Json<ConfigurationPage>, Problem> {
     let page = Page::of(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
-    let filter = ConnectionFilter {
+    let mut filter = ConnectionFilter {
         origin: query.origin,
         name: query.name.as_deref(),
         workspace: query.workspace.as_deref(),
         transport: query.transport.as_deref(),
         after: query.cursor.as_deref().map(decode_cursor).transpose()?,
-        limit: page.to_read(),
+        limit: 0,
     };
+    let (mut stored, mut tools, mut left) = (Vec::new(), 0, page.to_read());
     let mut tx = app.store.tenant_tx(&caller.scope()).await?;
-    let mut stored = tx.connections(&filter).await?;
+    // A few at a time: a server may have thousands of tools, and all of them in memory would be too much.
+    while left > 0 && tools < MOST_TOOLS {
+        filter.limit = left.min(AT_A_TIME);
+        let mut more = tx.connections(&filter).await?;
+        left = if i64::try_from(more.len()) == Ok(filter.limit) { left - filter.limit } else { 0 };
+        tools += more.iter().filter_map(|it| it.observation.as_ref()).map(|seen| seen.tools.len()).sum::<usize>();
+        filter.after = more.last().map(|last| last.identity.id);
+        stored.append(&mut more);
+    }
     tx.commit().await?;
-    let next_cursor = page.cut(&mut stored).map(|last| URL_SAFE_NO_PAD.encode(last.identity.id.as_bytes()));
+    let last = if left > 0 { stored.last() } else { page.cut(&mut stored) };
+    let next_cursor = last.map(|last| URL_SAFE_NO_PAD.encode(last.identity.id.as_bytes()));
     Ok(Json(ConfigurationPage {
         configurations: stored.into_iter().map(ConfigurationView::from).collect(),
         next_cursor,

@@ -10,7 +10,7 @@ use crate::audit::{Client, Origin};
 use crate::auth::{AuthError, Caller, Role};
 use crate::http::error::Problem;
 use crate::http::rate_limit::Slot;
-use crate::http::{App, extract, internal};
+use crate::http::{App, extract, held, internal};
 use crate::mcp::service::{Loaded, McpError};
 use crate::mcp::upstream::Target;
 use crate::store::sessions::Phase;
@@ -60,6 +60,7 @@ impl Party {
             subject: session.id.to_string(),
             role: Role::User,
         };
+        held::is_of(caller.organization.id);
         // What an agent sends counts like what its user does.
         app.rates.admit(&caller, &Slot::default(), &app.metrics)?;
         let origin = Origin { actor: format!("session:{}", session.id), client };
