@@ -161,10 +161,15 @@ impl<T: DeserializeOwned> FromRequest<App> for ApiJson<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &App) -> Result<Self, Problem> {
-        require_content_type(request.headers(), "application/json")?;
-        let bytes = read_body(request.into_body(), MAX_JSON_BYTES).await?;
-        parse_json(&bytes).map(Self)
+        let (parts, body) = request.into_parts();
+        read_json(&parts.headers, body, MAX_JSON_BYTES).await.map(Self)
     }
+}
+
+/// Reads a JSON body, for who has something to look at before.
+pub async fn read_json<T: DeserializeOwned>(headers: &HeaderMap, body: Body, limit: usize) -> Result<T, Problem> {
+    require_content_type(headers, "application/json")?;
+    parse_json(&read_body(body, limit).await?)
 }
 
 /// Checks `Content-Type` without its parameters.

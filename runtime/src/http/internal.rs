@@ -85,12 +85,9 @@ pub async fn put_messages(
     let (parts, body) = request.into_parts();
     let peer = peer(&app, &parts.extensions);
     let claims = claims(&app, id, &parts.headers)?;
-    extract::require_content_type(&parts.headers, "application/json")?;
     // Only now: whoever has no token makes the runtime hold nothing, and the others not more than their organization may.
     let organization = organization(&app, &claims).await?;
-    let body = extract::read_body(body, MAX_TRANSCRIPT_BYTES).await?;
-    let transcript: Transcript = extract::parse_json(&body)?;
-    drop(body);
+    let transcript: Transcript = extract::read_json(&parts.headers, body, MAX_TRANSCRIPT_BYTES).await?;
     transcript.validate()?;
     // What runs in a pod belongs to the tenant, so a flood of pushes counts against the tenant.
     let scope = TenantScope { platform: false, ..TenantScope::system(&organization) };

@@ -72,10 +72,8 @@ pub async fn post(State(app): State<App>, SessionId(id): SessionId, request: Req
     let (parts, body) = request.into_parts();
     let peer = internal::peer(&app, &parts.extensions);
     let claims = internal::claims(&app, id, &parts.headers)?;
-    extract::require_content_type(&parts.headers, "application/json")?;
     let organization = internal::organization(&app, &claims).await?;
-    let body = extract::read_body(body, MAX_BODY_BYTES).await?;
-    let Decisions { decisions } = extract::parse_json(&body)?;
+    let Decisions { decisions } = extract::read_json(&parts.headers, body, MAX_BODY_BYTES).await?;
     if decisions.len() > MAX_PERMISSION_DECISIONS {
         let detail = format!("At most {MAX_PERMISSION_DECISIONS} decisions are taken at a time.");
         return Err(Problem::invalid_field("decisions", detail));

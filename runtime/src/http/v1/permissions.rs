@@ -18,7 +18,7 @@ use crate::audit::{Client, action};
 use crate::auth::Caller;
 use crate::http::App;
 use crate::http::error::{Problem, ProblemBody};
-use crate::http::extract::{MAX_JSON_BYTES, SessionId, parse_json, read_body, require_content_type};
+use crate::http::extract::{MAX_JSON_BYTES, SessionId, read_json};
 
 /// A tool that the agent wants to use.
 #[derive(Debug, Serialize, ToSchema)]
@@ -154,9 +154,7 @@ pub async fn answer(
     body: Body,
 ) -> Result<Response, Problem> {
     let session = settled(&app, &caller, id).await?;
-    require_content_type(&headers, "application/json")?;
-    let bytes = read_body(body, MAX_JSON_BYTES).await?;
-    let answer: PermissionAnswer = parse_json(&bytes)?;
+    let answer: PermissionAnswer = read_json(&headers, body, MAX_JSON_BYTES).await?;
     let detail = json!({ "permission": answer.id, "decision": answer.decision()? });
     let target = target(&session)?;
     let deed = Deed::new(&app, &caller, &client, id);
