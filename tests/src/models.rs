@@ -27,6 +27,7 @@ use uuid::Uuid;
 
 use crate::agents;
 use crate::cluster::eventually;
+use crate::serve::pods::container::end_all;
 
 /// An agent that draws on a terminal on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -160,6 +161,7 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        end_all(&format!("HOME={}", self.folder.path().join("home").display()));
     }
 }
 

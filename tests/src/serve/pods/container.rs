@@ -23,8 +23,13 @@ pub fn processes(variable: &str) -> Vec<u32> {
 
 /// Ends all that is left of a container whose first process is dead.
 pub(super) fn end(mark: &str) {
+    end_all(&format!("{MARK}={mark}"));
+}
+
+/// Ends all that have this in their environment.
+pub(crate) fn end_all(variable: &str) {
     for _ in 0..ROUNDS {
-        let left = processes(&format!("{MARK}={mark}"));
+        let left = processes(variable);
         if left.is_empty() {
             return;
         }
