@@ -14,5 +14,6 @@ pub mod oauth;
 pub mod pg;
 pub mod ports;
 pub mod serve;
+pub mod stage;
 pub mod talk;
 pub mod tenant;

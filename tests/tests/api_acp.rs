@@ -2,36 +2,18 @@
 //! both ways, cancelling, what they are told, the MCP servers of their session. The same for each.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use agentapi_tests::cluster::eventually;
-use agentapi_tests::fakemodel::{self, Recorded};
-use agentapi_tests::mcp::raw::Raw;
-use agentapi_tests::mcp::setup::{configuration, connection, platform};
 use agentapi_tests::serve::agent::PodAgent;
 use agentapi_tests::serve::pods::container::processes;
-use agentapi_tests::serve::policies::Operator;
-use agentapi_tests::serve::{Platform, Replica, Tenant};
+use agentapi_tests::stage::{Stage, TURN};
 use agentapi_tests::talk::{Talk, choice};
 use anyhow::{Context, Result};
 use rstest::rstest;
 use serde_json::{Value, json};
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
-/// A turn with its tools, on a machine that has other things to do.
-const TURN: Duration = Duration::from_secs(180);
-
-/// A session of the tenant's user with a real agent.
-async fn begin(replica: &Replica, acme: &Tenant) -> Result<Talk> {
-    Talk::begin(&replica.api(Some(&acme.alice))?, &json!({"workspace": "main"}), TURN).await
-}
-
-/// The agent's folder.
-fn workspace(platform: &Platform, talk: &Talk) -> Result<PathBuf> {
-    Ok(platform.pods.folder(talk.id.parse()?)?.join("workspace"))
-}
 
 #[rstest]
 #[case::claude("claude")]
@@ -39,10 +21,8 @@ fn workspace(platform: &Platform, talk: &Talk) -> Result<PathBuf> {
 #[case::droid("droid")]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_talks_asks_before_it_acts_and_stops_when_told(#[case] agent: &str) -> Result<()> {
-    let (platform, replica, acme) = platform(SESSION_POD).await?;
-    let model = fakemodel::serve(fakemodel::Config::default()).await?;
-    platform.pods.set_agent(PodAgent::real(agent, "acp", &model)?);
-    let talk = begin(&replica, &acme).await?;
+    let stage = Stage::of(SESSION_POD, agent, "acp").await?;
+    let talk = stage.begin().await?;
     let status = talk.get("status").await?;
     assert_eq!((&status["transport"], &status["agent_type"]), (&json!("acp"), &json!(agent)));
 
@@ -57,7 +37,7 @@ async fn an_agent_talks_asks_before_it_acts_and_stops_when_told(#[case] agent: &
     let mut events = talk.api.events(&talk.path("events"), None).await?;
     let mut decided = Vec::new();
     for (name, kind) in [("allowed", "allow_once"), ("rejected", "reject_once")] {
-        let file = workspace(&platform, &talk)?.join(name);
+        let file = stage.file(&talk, name)?;
         talk.send(&format!("run: touch {name} && echo done-{name}")).await?;
         let permission = talk.asked().await?;
         assert_eq!(permission["tool_call"]["kind"], "execute", "{permission}");
@@ -84,7 +64,7 @@ async fn an_agent_talks_asks_before_it_acts_and_stops_when_told(#[case] agent: &
     // It stops in mid-turn, and goes on afterwards.
     talk.send("slow 600").await?;
     eventually("the model is talking", TURN, async || {
-        let asked = fakemodel::recorded(&model).await?;
+        let asked = stage.asked().await?;
         Ok(if asked.iter().any(|it| it.user == "slow 600") { Ok(()) } else { Err(format!("{asked:?}")) })
     })
     .await?;
@@ -95,7 +75,8 @@ async fn an_agent_talks_asks_before_it_acts_and_stops_when_told(#[case] agent: &
     assert!(said.ends_with("still here"), "{said}");
 
     // Who decided what is in the audit log, and nothing of what it was about.
-    let audit = replica.api(Some(&acme.admin))?.get(&format!("/v1/audit?targetId={}", talk.id)).await?.expect(200)?;
+    let admin = stage.replica.api(Some(&stage.acme.admin))?;
+    let audit = admin.get(&format!("/v1/audit?targetId={}", talk.id)).await?.expect(200)?;
     let rows = |action: &str| -> Vec<Value> {
         let entries = audit["entries"].as_array().unwrap().iter().rev();
         entries.filter(|entry| entry["action"] == action).map(|entry| entry["detail"].clone()).collect()
@@ -115,33 +96,20 @@ async fn an_agent_talks_asks_before_it_acts_and_stops_when_told(#[case] agent: &
 #[case::droid("droid")]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_knows_its_rules_and_finds_its_servers(#[case] agent: &str) -> Result<()> {
-    let (platform, replica, acme) = platform(SESSION_POD).await?;
-    let model = fakemodel::serve(fakemodel::Config::default()).await?;
-    platform.pods.set_agent(PodAgent::real(agent, "acp", &model)?);
-    let rules = json!({"template": "Rule seventeen: be kind to boats."});
-    Operator::of(&platform).await?.of_organization(&acme.organization, "rules", &rules).await?;
-    let server = Raw::start().await?;
-    connection(&replica.api(Some(&acme.admin))?, &configuration("tracker", &server.url())).await?;
-    let talk = begin(&replica, &acme).await?;
+    let stage = Stage::of(SESSION_POD, agent, "acp").await?;
+    let server = stage.rule_and_server().await?;
+    let talk = stage.begin().await?;
     let said = talk.turn("echo: hello").await?;
     assert!(said.ends_with("hello"), "{said}");
-    let asked = fakemodel::recorded(&model).await?;
-    let told = |it: &Recorded| it.user == "echo: hello" && it.system.contains("Rule seventeen: be kind to boats.");
-    assert!(asked.iter().any(told), "the model was not told the rules: {asked:#?}");
-    eventually("the agent asks its server for tools", TURN, async || {
-        let seen: Vec<String> = server.seen().iter().map(|seen| seen.body["method"].to_string()).collect();
-        Ok(if server.count("tools/list") > 0 { Ok(()) } else { Err(format!("{seen:?}")) })
-    })
-    .await
+    stage.knows_both("echo: hello", &server).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_left_of_a_pod_that_is_gone() -> Result<()> {
-    let (platform, replica, acme) = platform(SESSION_POD).await?;
-    let model = fakemodel::serve(fakemodel::Config::default()).await?;
     // One that goes on when its input is closed.
-    platform.pods.set_agent(PodAgent::real("codex", "acp", &model)?);
-    let (one, other) = (begin(&replica, &acme).await?, begin(&replica, &acme).await?);
+    let stage = Stage::of(SESSION_POD, "codex", "acp").await?;
+    let (one, other) = (stage.begin().await?, stage.begin().await?);
+    let Stage { platform, replica: _replica, .. } = stage;
     let home = |talk: &Talk| -> Result<String> {
         Ok(format!("HOME={}", platform.pods.folder(talk.id.parse()?)?.join("home").display()))
     };
@@ -160,10 +128,9 @@ async fn nothing_is_left_of_a_pod_that_is_gone() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn permissions_belong_to_their_session_and_its_user() -> Result<()> {
-    let (platform, replica, acme) = platform(SESSION_POD).await?;
-    let model = fakemodel::serve(fakemodel::Config::default()).await?;
-    platform.pods.set_agent(PodAgent::real("claude", "acp", &model)?);
-    let talk = begin(&replica, &acme).await?;
+    let stage = Stage::of(SESSION_POD, "claude", "acp").await?;
+    let (platform, replica, acme) = (&stage.platform, &stage.replica, &stage.acme);
+    let talk = stage.begin().await?;
     talk.send("write file note.txt: hello").await?;
     let permission = talk.asked().await?;
     let answer = choice(&permission, "allow_once")?;
@@ -178,7 +145,7 @@ async fn permissions_belong_to_their_session_and_its_user() -> Result<()> {
         }
         assert_eq!(api.get(&talk.path("permissions")).await?.status, 404);
     }
-    let other = begin(&replica, &acme).await?;
+    let other = stage.begin().await?;
     let elsewhere = other.api.post(&other.path("permission"), &answer).await?;
     assert_eq!((elsewhere.status.as_u16(), elsewhere.problem()), (404, "permission-not-found"));
 
@@ -206,7 +173,7 @@ async fn permissions_belong_to_their_session_and_its_user() -> Result<()> {
 
     // It still waits, and a terminal it has none.
     assert_eq!(talk.asked().await?, permission);
-    assert!(!workspace(&platform, &talk)?.join("note.txt").exists());
+    assert!(!stage.file(&talk, "note.txt")?.exists());
     let busy = talk.say("x").await?;
     assert_eq!((busy.status.as_u16(), busy.problem()), (409, "agent-busy"));
     let raw = talk.api.post(&talk.path("message"), &json!({"content": "1", "type": "raw"})).await?;
@@ -215,7 +182,7 @@ async fn permissions_belong_to_their_session_and_its_user() -> Result<()> {
     assert_eq!((screen.status.as_u16(), screen.problem()), (409, "no-terminal"));
     talk.api.post(&talk.path("permission"), &answer).await?.expect(200)?;
     talk.said().await?;
-    assert_eq!(std::fs::read_to_string(workspace(&platform, &talk)?.join("note.txt"))?, "hello");
+    assert_eq!(std::fs::read_to_string(stage.file(&talk, "note.txt")?)?, "hello");
     let idle = talk.cancel().await?;
     assert_eq!((idle.status.as_u16(), idle.problem()), (409, "agent-idle"));
     Ok(())
@@ -227,13 +194,12 @@ async fn permissions_belong_to_their_session_and_its_user() -> Result<()> {
 #[case::reject(&[("AGENTAPI_PERMISSIONS", "reject")], false)]
 #[tokio::test(flavor = "multi_thread")]
 async fn the_workspaces_policy_decides(#[case] policy: &[(&str, &str)], #[case] allowed: bool) -> Result<()> {
-    let (platform, replica, acme) = platform(SESSION_POD).await?;
-    let model = fakemodel::serve(fakemodel::Config::default()).await?;
-    let agent = PodAgent::real("claude", "acp", &model)?;
-    platform.pods.set_agent(policy.iter().fold(agent, |agent, (name, value)| agent.with(name, value)));
-    let talk = begin(&replica, &acme).await?;
+    let stage = Stage::of(SESSION_POD, "claude", "acp").await?;
+    let agent = PodAgent::real("claude", "acp", &stage.model)?;
+    stage.platform.pods.set_agent(policy.iter().fold(agent, |agent, (name, value)| agent.with(name, value)));
+    let talk = stage.begin().await?;
     let said = talk.turn("write file note.txt: hello").await?;
-    assert_eq!(workspace(&platform, &talk)?.join("note.txt").exists(), allowed, "{said}");
+    assert_eq!(stage.file(&talk, "note.txt")?.exists(), allowed, "{said}");
     assert_eq!(talk.get("permissions").await?, json!({"permissions": []}));
     Ok(())
 }

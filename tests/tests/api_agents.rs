@@ -6,25 +6,19 @@ use std::time::Duration;
 
 use agentapi_crds::names::env;
 use agentapi_tests::cluster::eventually;
-use agentapi_tests::fakemodel::{self, Recorded};
+use agentapi_tests::fakemodel;
 use agentapi_tests::mcp::raw::Raw;
-use agentapi_tests::mcp::setup::{configuration, connection, platform, probing};
+use agentapi_tests::mcp::setup::{configuration, connection, probing};
+use agentapi_tests::serve::Platform;
 use agentapi_tests::serve::agent::PodAgent;
 use agentapi_tests::serve::policies::{Operator, preview};
-use agentapi_tests::serve::{Platform, Replica, Tenant};
+use agentapi_tests::stage::{Stage, TURN};
 use agentapi_tests::talk::{Talk, last};
 use anyhow::Result;
 use rstest::rstest;
 use serde_json::json;
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
-/// A turn with its tools, on a machine that has other things to do.
-const TURN: Duration = Duration::from_secs(180);
-
-/// A session of the tenant's user with a real agent.
-async fn begin(replica: &Replica, acme: &Tenant) -> Result<Talk> {
-    Talk::begin(&replica.api(Some(&acme.alice))?, &json!({"workspace": "main"}), TURN).await
-}
 
 #[rstest]
 #[case::claude("claude")]
@@ -32,15 +26,9 @@ async fn begin(replica: &Replica, acme: &Tenant) -> Result<Talk> {
 #[case::droid("droid")]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_talks_knows_its_rules_and_finds_its_servers(#[case] agent: &str) -> Result<()> {
-    let (platform, replica, acme) = platform(SESSION_POD).await?;
-    let model = fakemodel::serve(fakemodel::Config::default()).await?;
-    platform.pods.set_agent(PodAgent::real(agent, "pty", &model)?);
-    let rules = json!({"template": "Rule seventeen: be kind to boats."});
-    Operator::of(&platform).await?.of_organization(&acme.organization, "rules", &rules).await?;
-    let server = Raw::start().await?;
-    connection(&replica.api(Some(&acme.admin))?, &configuration("tracker", &server.url())).await?;
-
-    let talk = begin(&replica, &acme).await?;
+    let stage = Stage::of(SESSION_POD, agent, "pty").await?;
+    let server = stage.rule_and_server().await?;
+    let talk = stage.begin().await?;
     let first = talk.turn("remember the blue door").await?;
     assert!(first.contains("I will remember the blue door."), "{first}");
     let second = talk.turn("recall").await?;
@@ -51,16 +39,7 @@ async fn an_agent_talks_knows_its_rules_and_finds_its_servers(#[case] agent: &st
     let messages = talk.stable().await?;
     let roles: Vec<&str> = messages.iter().map(|message| message["role"].as_str().unwrap()).collect();
     assert_eq!(roles, ["agent", "user", "agent", "user", "agent", "user", "agent"]);
-
-    let asked = fakemodel::recorded(&model).await?;
-    let told = |asked: &&Recorded| asked.user == "recall" && asked.system.contains("Rule seventeen: be kind to boats.");
-    assert!(asked.iter().any(|it| told(&it)), "the model was not told the rules: {asked:#?}");
-    eventually("the agent asks its server for tools", TURN, async || {
-        let seen: Vec<String> = server.seen().iter().map(|seen| seen.body["method"].to_string()).collect();
-        Ok(if server.count("tools/list") > 0 { Ok(()) } else { Err(format!("{seen:?}")) })
-    })
-    .await?;
-    Ok(())
+    stage.knows_both("recall", &server).await
 }
 
 #[rstest]
@@ -69,12 +48,9 @@ async fn an_agent_talks_knows_its_rules_and_finds_its_servers(#[case] agent: &st
 #[case::droid("droid")]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_in_a_terminal_asks_is_answered_and_stops(#[case] agent: &str) -> Result<()> {
-    let (platform, replica, acme) = platform(SESSION_POD).await?;
-    let model = fakemodel::serve(fakemodel::Config::default()).await?;
-    platform.pods.set_agent(PodAgent::real(agent, "pty", &model)?);
-    let talk = begin(&replica, &acme).await?;
-    let made =
-        |name: &str| platform.pods.folder(talk.id.parse().unwrap()).unwrap().join("workspace").join(name).exists();
+    let stage = Stage::of(SESSION_POD, agent, "pty").await?;
+    let talk = stage.begin().await?;
+    let made = |name: &str| stage.file(&talk, name).unwrap().exists();
 
     talk.send("run: touch allowed").await?;
     let question = talk.asked().await?;
@@ -106,7 +82,7 @@ async fn an_agent_in_a_terminal_asks_is_answered_and_stops(#[case] agent: &str) 
     talk.send("slow 600").await?;
     // Not every agent shows what it has got so far.
     eventually("the model is asked", TURN, async || {
-        let asked = fakemodel::recorded(&model).await?;
+        let asked = stage.asked().await?;
         let begun = asked.iter().any(|it| it.user == "slow 600" && it.reply.contains("word 600"));
         Ok(if begun { Ok(()) } else { Err(format!("{} requests", asked.len())) })
     })
@@ -129,10 +105,8 @@ async fn an_agent_in_a_terminal_asks_is_answered_and_stops(#[case] agent: &str) 
 #[case::droid("droid")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_answer_comes_whole_and_leaves_the_others_alone(#[case] agent: &str) -> Result<()> {
-    let (platform, replica, acme) = platform(SESSION_POD).await?;
-    let model = fakemodel::serve(fakemodel::Config::default()).await?;
-    platform.pods.set_agent(PodAgent::real(agent, "pty", &model)?);
-    let talk = begin(&replica, &acme).await?;
+    let stage = Stage::of(SESSION_POD, agent, "pty").await?;
+    let talk = stage.begin().await?;
     talk.turn("echo: before it").await?;
     let before = talk.stable().await?;
     let long = talk.turn("long 1500").await?;
@@ -153,11 +127,10 @@ async fn a_long_answer_comes_whole_and_leaves_the_others_alone(#[case] agent: &s
 #[case::droid("droid")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_in_an_answer_is_not_its_end(#[case] agent: &str) -> Result<()> {
-    let (platform, replica, acme) = platform(SESSION_POD).await?;
     // Longer than an agent has to be quiet to be taken for done.
     let config = fakemodel::Config { word_delay: Duration::from_secs(4), ..fakemodel::Config::default() };
-    platform.pods.set_agent(PodAgent::real(agent, "pty", &fakemodel::serve(config).await?)?);
-    let talk = begin(&replica, &acme).await?;
+    let stage = Stage::with_model(SESSION_POD, agent, "pty", config).await?;
+    let talk = stage.begin().await?;
     let answer = talk.turn("slow 3").await?;
     assert!(answer.contains("word 1 word 2 word 3"), "{answer}");
     Ok(())
@@ -165,11 +138,10 @@ async fn a_pause_in_an_answer_is_not_its_end(#[case] agent: &str) -> Result<()> 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_policy_of_a_workspace_answers_at_the_screen() -> Result<()> {
-    let (platform, replica, acme) = platform(SESSION_POD).await?;
-    let model = fakemodel::serve(fakemodel::Config::default()).await?;
+    let stage = Stage::of(SESSION_POD, "claude", "pty").await?;
     for (policy, happens) in [("allow", true), ("reject", false)] {
-        platform.pods.set_agent(PodAgent::real("claude", "pty", &model)?.with(env::PERMISSIONS, policy));
-        let talk = begin(&replica, &acme).await?;
+        stage.platform.pods.set_agent(PodAgent::real("claude", "pty", &stage.model)?.with(env::PERMISSIONS, policy));
+        let talk = stage.begin().await?;
         talk.send("run: touch decided").await?;
         // Nobody answers, and the question is gone.
         eventually("an answer", TURN, async || {
@@ -180,8 +152,7 @@ async fn the_policy_of_a_workspace_answers_at_the_screen() -> Result<()> {
         })
         .await?;
         talk.stable().await?;
-        let file = platform.pods.folder(talk.id.parse()?)?.join("workspace/decided");
-        assert_eq!(file.exists(), happens, "{policy}");
+        assert_eq!(stage.file(&talk, "decided")?.exists(), happens, "{policy}");
         assert_eq!(talk.get("permissions").await?, json!({"permissions": []}));
     }
     Ok(())
@@ -209,7 +180,7 @@ async fn an_agent_calls_a_tool_of_its_server_when_it_may(#[case] agent: &str) ->
         Ok(name.map(str::to_owned).ok_or_else(|| seen.to_string()))
     })
     .await?;
-    let talk = begin(&replica, &acme).await?;
+    let talk = Talk::begin(&replica.api(Some(&acme.alice))?, &json!({"workspace": "main"}), TURN).await?;
     eventually("the agent knows the tools", TURN, async || {
         Ok(if server.count("tools/list") > 0 { Ok(()) } else { Err("not yet".to_owned()) })
     })

@@ -1,20 +1,12 @@
 //! The real agents, from npm, against the fake model: suspended and woken they know what was said before.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::time::Duration;
-
-use agentapi_tests::fakemodel;
-use agentapi_tests::serve::Platform;
-use agentapi_tests::serve::agent::PodAgent;
 use agentapi_tests::serve::steps::phase;
-use agentapi_tests::talk::Talk;
+use agentapi_tests::stage::Stage;
 use anyhow::Result;
 use rstest::rstest;
-use serde_json::json;
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
-/// A turn, on a machine that has other things to do.
-const TURN: Duration = Duration::from_secs(180);
 
 #[rstest]
 #[case::claude("claude", "pty")]
@@ -25,15 +17,13 @@ const TURN: Duration = Duration::from_secs(180);
 #[case::droid_acp("droid", "acp")]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_goes_on_with_its_conversation(#[case] agent: &str, #[case] transport: &str) -> Result<()> {
-    let (platform, replica, acme) = Platform::with_acme(SESSION_POD).await?;
-    let model = fakemodel::serve(fakemodel::Config::default()).await?;
-    platform.pods.set_agent(PodAgent::real(agent, transport, &model)?);
-    let organization = acme.organization.id.to_string();
+    let stage = Stage::of(SESSION_POD, agent, transport).await?;
+    let (platform, organization) = (&stage.platform, stage.acme.organization.id.to_string());
     let workspace = async |spec: &str| {
         let set = "update workspaces set spec = $2::jsonb where org_id = $1::uuid";
         platform.operator(set, &[&organization, spec]).await
     };
-    let talk = Talk::begin(&replica.api(Some(&acme.alice))?, &json!({"workspace": "main"}), TURN).await?;
+    let talk = stage.begin().await?;
     talk.send("remember the blue door").await?;
     talk.says("I will remember the blue door.").await?;
     let before = talk.stable().await?;
