@@ -41,6 +41,15 @@ struct Pod {
     address: IpAddr,
 }
 
+impl Pod {
+    /// A client at its address, with a token for its session that was made for the pod of this name.
+    fn api(&self, platform: &Platform, replica: &Replica, tenant: &Tenant, pod: &str) -> Result<Api> {
+        let (sub, org) = (self.session.parse()?, tenant.organization.slug.clone());
+        let token = platform.tokens.for_session(&SessionClaims { sub, org, ws: "main".into(), pod: pod.into() })?;
+        replica.internal_api(Some(token.expose_secret()), self.address)
+    }
+}
+
 async fn pod(platform: &Platform, replica: &Replica, tenant: &Tenant) -> Result<Pod> {
     let session = running_in_main(&replica.api(Some(&tenant.alice))?).await?;
     let token = platform.pods.session_token(session.parse()?)?;
@@ -75,17 +84,9 @@ async fn a_pod_writes_its_own_transcript_and_no_other() -> Result<()> {
     let elsewhere = replica.internal_api(Some(&own.token), other.address)?;
     expect(&put(&elsewhere, &own.session, &stolen).await?, 403, "wrong-pod", "another pod's address");
     // A token for this session that was made for another pod, such as the one that the session had before.
-    let claims = SessionClaims {
-        sub: own.session.parse()?,
-        org: acme.organization.slug.clone(),
-        ws: "main".into(),
-        pod: other.name,
-    };
-    let misplaced = platform.tokens.for_session(&claims)?;
-    let misplaced = replica.internal_api(Some(misplaced.expose_secret()), own.address)?;
+    let misplaced = own.api(&platform, &replica, &acme, &other.name)?;
     expect(&put(&misplaced, &own.session, &stolen).await?, 403, "wrong-pod", "another pod's token");
-    let right = platform.tokens.for_session(&SessionClaims { pod: own.name, ..claims })?;
-    let right = replica.internal_api(Some(right.expose_secret()), own.address)?;
+    let right = own.api(&platform, &replica, &acme, &own.name)?;
     expect(&put(&right, &own.session, &body).await?, 200, "", "the pod's token, renewed");
 
     for (body, why) in [
@@ -312,14 +313,7 @@ async fn a_pod_learns_the_names_of_its_sessions_connections_and_of_no_others() -
     expect(&without.get(&path(&own.session)).await?, 401, "unauthorized", "no token");
     let user = replica.internal_api(Some(&acme.admin), own.address)?;
     expect(&user.get(&path(&own.session)).await?, 401, "unauthorized", "a user's token");
-    let claims = SessionClaims {
-        sub: own.session.parse()?,
-        org: acme.organization.slug.clone(),
-        ws: "main".into(),
-        pod: other.name,
-    };
-    let misplaced = platform.tokens.for_session(&claims)?;
-    let misplaced = replica.internal_api(Some(misplaced.expose_secret()), own.address)?;
+    let misplaced = own.api(&platform, &replica, &acme, &other.name)?;
     expect(&misplaced.get(&path(&own.session)).await?, 403, "wrong-pod", "another pod's token");
     assert_eq!(replica.api(Some(&own.token))?.get(&path(&own.session)).await?.status, 404, "not on the public port");
 
