@@ -143,14 +143,14 @@ impl Entry<'_> {
     }
 
     /// All in one round trip. The settings end with the transaction, so a connection carries nothing over to the next
-    /// tenant.
+    /// tenant. `set local` would do the same, but pg_stat_statements keeps each value of it as a statement of its own.
     fn statement(&self) -> String {
-        let role_name = self.role_name.replace('"', "\"\"");
+        let role_name = self.role_name.replace('\'', "''");
         let user_id = self.user_id.map(|id| id.to_string()).unwrap_or_default();
         let role = self.role.as_str();
         format!(
-            "begin; set local role \"{role_name}\"; set local app.user_id = '{user_id}'; \
-             set local app.user_role = '{role}'"
+            "begin; select set_config('role', '{role_name}', true), set_config('app.user_id', '{user_id}', true), \
+             set_config('app.user_role', '{role}', true)"
         )
     }
 }
@@ -224,14 +224,15 @@ mod tests {
     fn no_name_of_a_role_ends_its_quotes() {
         let entry = Entry {
             organization: Uuid::nil(),
-            role_name: "x\"; set role \"postgres",
+            role_name: "x', true); set role 'postgres",
             user_id: Some(Uuid::nil()),
             role: Role::User,
         };
         assert_eq!(
             entry.statement(),
-            "begin; set local role \"x\"\"; set role \"\"postgres\"; \
-             set local app.user_id = '00000000-0000-0000-0000-000000000000'; set local app.user_role = 'user'"
+            "begin; select set_config('role', 'x'', true); set role ''postgres', true), \
+             set_config('app.user_id', '00000000-0000-0000-0000-000000000000', true), \
+             set_config('app.user_role', 'user', true)"
         );
     }
 }
