@@ -22,7 +22,13 @@ use kube::{
     runtime::{WatchStreamExt, reflector, reflector::ObjectRef, reflector::Store, watcher},
 };
 use serde::de::DeserializeOwned;
-use std::{fmt::Debug, hash::Hash, pin::Pin, sync::Arc};
+use std::{
+    collections::HashSet,
+    fmt::Debug,
+    hash::Hash,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+};
 use tokio::task::JoinSet;
 
 /// Everything that is watched, ready to run.
@@ -71,6 +77,7 @@ pub fn watches(client: &Client) -> Watches {
         connections: connections.clone(),
         policies: policies.clone(),
         triggers: triggers.clone(),
+        placed: Arc::default(),
     };
     let mut tasks: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
 
@@ -191,9 +198,23 @@ struct Referring {
     connections: Store<McpConnection>,
     policies: Store<PromptPolicy>,
     triggers: Triggers,
+    /// Uids of those that have a name or a place in a quota.
+    placed: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Referring {
+    /// Has it let go of its name and its place with this event? One that never had any frees none: else whoever makes a
+    /// thousand that are refused would have each looked at whenever one of them changes.
+    fn lets_go<K: Resource>(&self, object: &K, is_accepted: bool) -> bool {
+        let uid = object.meta().uid.clone().unwrap_or_default();
+        let mut placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_accepted {
+            placed.insert(uid);
+            return false;
+        }
+        placed.remove(&uid)
+    }
+
     fn to_organization(&self, name: &str) {
         self.each_workspace(|workspace| workspace.spec.organization_ref.name == name);
         self.each_connection(|connection| connection.spec.organization_ref.name == name);
@@ -206,12 +227,13 @@ impl Referring {
         let (name, namespace) = (workspace.name_any(), workspace.namespace());
         let organization = &workspace.spec.organization_ref;
         self.triggers.owner(Owner::Organization(organization.name.clone()));
-        // A name or a place in the quota may have become free for one that was refused.
-        self.each_workspace(|other| {
-            other.spec.organization_ref == *organization
-                && other.uid() != workspace.uid()
-                && !super::workspace::validate::is_accepted(other)
-        });
+        if self.lets_go(workspace, super::workspace::validate::is_accepted(workspace)) {
+            self.each_workspace(|other| {
+                other.spec.organization_ref == *organization
+                    && other.uid() != workspace.uid()
+                    && !super::workspace::validate::is_accepted(other)
+            });
+        }
         self.each_connection(|connection| {
             connection.namespace() == namespace
                 && connection.spec.workspace_ref.as_ref().is_some_and(|reference| reference.name == name)
@@ -222,8 +244,10 @@ impl Referring {
         });
     }
 
-    /// A name or a place in the quota may have become free for a program that was refused.
     fn to_connection(&self, connection: &McpConnection) {
+        if !self.lets_go(connection, super::mcp_connection::validate::is_accepted(connection)) {
+            return;
+        }
         self.each_connection(|other| {
             other.spec.organization_ref == connection.spec.organization_ref
                 && other.spec.transport.stdio.is_some()
@@ -232,8 +256,10 @@ impl Referring {
         });
     }
 
-    /// A place in the quota may have become free for a policy that was refused.
     fn to_policy(&self, policy: &PromptPolicy) {
+        if !self.lets_go(policy, super::prompt_policy::validate::is_accepted(policy)) {
+            return;
+        }
         self.each_policy(|other| {
             other.spec.organization_ref == policy.spec.organization_ref
                 && other.uid() != policy.uid()
@@ -269,4 +295,53 @@ impl Referring {
 
 fn reference<K: Resource<DynamicType = ()>>(object: &Arc<K>) -> ObjectRef<K> {
     ObjectRef::from_obj(&**object)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::controllers::prompt_policy::validate::tests::policy;
+    use agentapi_crds::conditions::ACCEPTED;
+    use kube::runtime::watcher::Event;
+    use serde_json::json;
+
+    fn judged(name: &str, accepted: &str) -> PromptPolicy {
+        let mut made = policy(&json!({"scope": "Organization", "organizationRef": {"name": "acme"}, "template": "x"}));
+        (made.metadata.name, made.metadata.uid) = (Some(name.into()), Some(name.into()));
+        made.status = serde_json::from_value(json!({"conditions": [{
+            "type": ACCEPTED, "status": accepted, "reason": "x", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }]}))
+        .unwrap();
+        made
+    }
+
+    #[test]
+    fn refused_ones_are_looked_at_when_a_place_becomes_free_and_not_whenever_one_of_them_changes() {
+        let (policies, mut writer) = reflector::store();
+        for n in 0..100 {
+            writer.apply_watcher_event(&Event::Apply(judged(&format!("refused-{n}"), "False")));
+        }
+        let (asked, mut asking) = mpsc::unbounded();
+        let (organizations, workspaces, connections) = (mpsc::unbounded().0, mpsc::unbounded().0, mpsc::unbounded().0);
+        let referring = Referring {
+            workspaces: reflector::store().0,
+            connections: reflector::store().0,
+            policies,
+            triggers: Triggers { organizations, workspaces, connections, policies: asked },
+            placed: Arc::default(),
+        };
+        let mut after = |changed: &PromptPolicy| {
+            referring.to_policy(changed);
+            std::iter::from_fn(|| asking.try_recv().ok()).count()
+        };
+        assert_eq!(after(&judged("refused-1", "False")), 0);
+        assert_eq!((after(&judged("first", "True")), after(&judged("first", "True"))), (0, 0));
+        assert_eq!((after(&judged("first", "False")), after(&judged("first", "False"))), (100, 0));
+        let mut going = judged("second", "True");
+        assert_eq!(after(&going), 0);
+        going.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
+        assert_eq!(after(&going), 100);
+    }
 }
