@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentapi_crds::names;
 use agentapi_runtime::auth::session_token::{SessionClaims, SessionTokens};
 use agentapi_runtime::pods::{Pod, PodBackend};
 use agentapi_tests::api::Api;
 use agentapi_tests::cluster::eventually;
+use agentapi_tests::serve::steps::running_in_main;
 use agentapi_tests::serve::{Platform, idp, pem};
 use anyhow::{Context, Result, ensure};
 use reqwest::Method;
@@ -133,4 +134,30 @@ async fn a_session_lives_through_a_rotation_of_the_signing_key() -> Result<()> {
         Ok(if messages.to_string().contains("after") { Ok(()) } else { Err(messages.to_string()) })
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_do_not_answer_keep_nobody_else_from_the_keys() -> Result<()> {
+    const FROZEN: usize = 4;
+    let platform = Platform::start(SESSION_POD).await?;
+    let replica = platform.replica().await?;
+    let (acme, globex) = (platform.tenant("acme").await?, platform.tenant("globex").await?);
+    for _ in 0..FROZEN {
+        let session = running_in_main(&replica.api(Some(&acme.alice))?).await?;
+        ensure!(platform.pods.freeze(session.parse()?), "no pod");
+    }
+    running_in_main(&replica.api(Some(&globex.alice))?).await?;
+    let slug = globex.organization.slug.as_str();
+    let old = SessionTokens::from_file(&platform.config().session_signing_key_file)?.public_x();
+    let (next_private, next) = idp::ed25519()?;
+    // Each of the frozen pods is waited for for ten seconds. Twice, since nobody knows whose turn is first.
+    let began = Instant::now();
+    platform.file(names::KEY_SIGNING_NEXT_PUBLIC, &next)?;
+    noted(&platform, slug, &[&old, &next], &old).await?;
+    platform.file(names::KEY_SIGNING_PREVIOUS_PUBLIC, &old)?;
+    platform.file(names::KEY_SIGNING_PRIVATE, &pem(&next_private))?;
+    std::fs::remove_file(platform.file(names::KEY_SIGNING_NEXT_PUBLIC, "")?)?;
+    noted(&platform, slug, &[&old, &next], &next).await?;
+    ensure!(began.elapsed() < Duration::from_secs(30), "it took {:?}", began.elapsed());
+    Ok(())
 }

@@ -1,44 +1,97 @@
 //! Keeps the keys of running sessions' pods up to date: a pod learns which keys sign tokens for it, and has a session
 //! token that the present key signed and that does not run out.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Lifecycle, LifecycleError};
 use crate::auth::session_token::SessionClaims;
 use crate::pods::agent::Target;
 use crate::pods::{Pod, Rekey};
+use crate::resilience::bulkhead::Semaphores;
 use crate::store::identity::Organization;
 use crate::store::sessions::{Phase, Session};
 use agentapi_crds::names;
+use uuid::Uuid;
 
 /// Session tokens live a day; a session that lives longer gets a new one this often.
 const RENEW_EVERY: Duration = Duration::from_secs(12 * 3600);
+/// Pods of one organization that are told at a time.
+const AT_A_TIME: usize = 8;
+
+/// How far the keys of a session are.
+#[derive(Clone, Copy)]
+enum Renewal {
+    UnderWay,
+    Done(Instant),
+}
+
+/// The renewals that this replica remembers; a new leader begins with nothing, which costs it one more of each.
+pub(super) struct Renewals {
+    of_sessions: Mutex<HashMap<Uuid, Renewal>>,
+    places: Semaphores<Uuid>,
+}
+
+impl Default for Renewals {
+    fn default() -> Self {
+        Self { of_sessions: Mutex::default(), places: Semaphores::new(AT_A_TIME) }
+    }
+}
+
+impl Renewals {
+    fn locked(&self) -> MutexGuard<'_, HashMap<Uuid, Renewal>> {
+        self.of_sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// False: somebody is at it, or it is not time yet.
+    fn begin(&self, session: Uuid, is_present: bool) -> bool {
+        let mut renewals = self.locked();
+        let wait = match renewals.get(&session) {
+            Some(Renewal::UnderWay) => true,
+            Some(Renewal::Done(at)) => is_present && at.elapsed() < RENEW_EVERY,
+            None => false,
+        };
+        if !wait {
+            renewals.insert(session, Renewal::UnderWay);
+        }
+        !wait
+    }
+
+    fn end(&self, session: Uuid, done: bool) {
+        let mut renewals = self.locked();
+        if done {
+            renewals.insert(session, Renewal::Done(Instant::now()));
+        } else {
+            renewals.remove(&session);
+        }
+    }
+
+    /// Forgets all other sessions.
+    pub(super) fn keep(&self, sessions: &HashSet<Uuid>) {
+        self.locked().retain(|session, renewal| matches!(renewal, Renewal::UnderWay) || sessions.contains(session));
+    }
+}
 
 impl Lifecycle {
-    /// When the session's token was renewed last, now for one. None: not yet, or the next round tries again.
-    pub(super) async fn keep_keys(
-        &self,
-        organization: &Organization,
-        session: &Session,
-        pod: Option<&Pod>,
-        last: Option<&Instant>,
-    ) -> Option<Instant> {
-        let pod = pod.filter(|_| session.phase == Phase::Running)?;
-        if self.has_present_keys(pod) {
-            if session.age_seconds < RENEW_EVERY.as_secs_f64() {
-                return None;
-            }
-            if let Some(last) = last.filter(|last| last.elapsed() < RENEW_EVERY) {
-                return Some(*last);
-            }
+    /// Renews what is due, in the background: a pod that does not answer must not keep the loop from other sessions.
+    pub(super) fn keep_keys(self: &Arc<Self>, organization: &Arc<Organization>, session: &Session, pod: Option<&Pod>) {
+        let Some(pod) = pod.filter(|_| session.phase == Phase::Running) else { return };
+        let is_present = self.has_present_keys(pod);
+        let is_young = session.age_seconds < RENEW_EVERY.as_secs_f64();
+        if is_present && is_young || !self.renewals.begin(session.id, is_present) {
+            return;
         }
-        match self.rekey(organization, session, pod).await {
-            Ok(()) => Some(Instant::now()),
-            Err(error) => {
+        let (lifecycle, organization) = (Arc::clone(self), Arc::clone(organization));
+        let (session, pod) = (session.clone(), pod.clone());
+        self.tasks.spawn(async move {
+            let _place = lifecycle.renewals.places.of(organization.id).acquire_owned().await;
+            let renewed = lifecycle.rekey(&organization, &session, &pod).await;
+            lifecycle.renewals.end(session.id, renewed.is_ok());
+            if let Err(error) = renewed {
                 tracing::warn!(session = %session.id, %error, "cannot renew the session's keys; trying again");
-                None
             }
-        }
+        });
     }
 
     fn has_present_keys(&self, pod: &Pod) -> bool {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agentapi_crds::common::parse_duration;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,8 @@ struct Memory {
     /// Sessions that were told so.
     told: HashSet<Uuid>,
     orphans: HashMap<Uuid, u32>,
-    renewed: HashMap<Uuid, Instant>,
+    /// All that are not over.
+    sessions: HashSet<Uuid>,
 }
 
 /// Runs until `stop`.
@@ -94,6 +95,7 @@ async fn round(lifecycle: &Arc<Lifecycle>, memory: &mut Memory) -> Result<(), Li
             Err(error) => tracing::warn!(organization = organization.slug, %error, "session reconciler"),
         }
     }
+    lifecycle.renewals.keep(&next.sessions);
     *memory = next;
     for (phase, count) in per_phase {
         lifecycle.metrics.sessions(phase, count);
@@ -124,9 +126,10 @@ async fn tenant(
     if let Some(draining) = next.draining.as_ref().filter(|draining| !draining.over) {
         next.told.extend(lifecycle.tell_of_drain(organization, draining, &sessions, &memory.told).await);
     }
+    next.sessions.extend(sessions.iter().map(|session| session.id));
     for session in &sessions {
         let pod = by_session.remove(&session.id);
-        let rekeyed = lifecycle.keep_keys(organization, session, pod.as_ref(), memory.renewed.get(&session.id)).await;
+        lifecycle.keep_keys(organization, session, pod.as_ref());
         // Nobody can wake it any more.
         let useless = next.draining.is_some() && session.phase == Phase::Suspended;
         if useless || drained && session.phase != Phase::Terminating {
@@ -134,9 +137,6 @@ async fn tenant(
             lifecycle.end(&scope, organization, session.id, "organization-deleted", &origin).await?;
         } else {
             session_step(lifecycle, organization, session, pod).await?;
-        }
-        if let Some(at) = rekeyed {
-            next.renewed.insert(session.id, at);
         }
     }
     for (session, pod) in by_session {

@@ -56,6 +56,16 @@ impl ProcessPods {
         state.running.clear();
     }
 
+    /// A pod that takes connections and answers nothing from now on.
+    pub fn freeze(&self, session: Uuid) -> bool {
+        let state = self.state();
+        let process = state.running.values().find(|process| process.session == Some(session));
+        process.is_some_and(|process| {
+            let stop = Command::new("kill").args(["-STOP", &process.child.id().to_string()]).status();
+            stop.is_ok_and(|status| status.success())
+        })
+    }
+
     pub(super) fn write_secret(&self, name: &str, request: &PodRequest) -> Result<()> {
         let secret = self.make_folders(name)?.join("secret");
         let env: HashMap<&str, &str> =
