@@ -279,3 +279,35 @@ async fn the_client_is_who_a_trusted_proxy_says() -> Result<()> {
     assert_eq!(refused(&behind).await?.as_deref(), Some("203.0.113.7"));
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_long_rows_ends_before_its_limit_and_none_is_left_out() -> Result<()> {
+    let (platform, replica, tenant) = platform().await?;
+    let mut admin = platform.db.connect(&platform.db.admin_url()).await?;
+    admin.execute("set session_replication_role = replica").await?;
+    let long =
+        "insert into audit_log (org_id, seq, org_slug, at, db_role, actor, action, target_kind, target_id, prev_hash,
+                                       hash, detail)
+                select id, n + 1000, slug, now(), 'x', 'user:x', 'test.long', 'x', 'x', sha256(''), sha256(''),
+                       jsonb_build_object('x', repeat('y', 60000))
+                from organizations, generate_series(1, 250) n where id = $1";
+    sqlx::query(long).bind(tenant.organization.id).execute(&mut admin).await?;
+    let api = replica.api(Some(&tenant.admin))?;
+    for (mut place, next) in [(String::new(), "nextBefore"), ("&after=0".to_owned(), "nextAfter")] {
+        let (mut found, mut pages) = (Vec::new(), Vec::new());
+        loop {
+            let page = api.get(&format!("/v1/audit?action=test.long&limit=1000{place}")).await?.expect(200)?;
+            let rows = page["entries"].as_array().context("no entries")?;
+            found.extend(rows.iter().filter_map(|row| row["seq"].as_i64()));
+            pages.push(rows.len());
+            let Some(cursor) = page[next].as_i64() else { break };
+            place = format!("&{}={cursor}", next[4..].to_lowercase());
+        }
+        assert_eq!(pages, [100, 100, 50], "{next}");
+        if next == "nextBefore" {
+            found.reverse();
+        }
+        assert_eq!(found, (1001..=1250).collect::<Vec<_>>(), "{next}");
+    }
+    Ok(())
+}

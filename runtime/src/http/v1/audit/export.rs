@@ -18,10 +18,12 @@ use crate::auth::Caller;
 use crate::http::App;
 use crate::http::error::{Problem, ProblemBody};
 use crate::http::extract::{Admin, ApiQuery};
+use crate::http::held::COPIES;
+use crate::resilience::memory::NoRoom;
 use crate::store::StoreError;
 
 /// Rows that are in memory at a time; one has at most about 70 KiB.
-const PAGE: i64 = 200;
+const PAGE: i64 = 50;
 
 /// Form of an export.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
@@ -93,6 +95,8 @@ enum Interrupted {
     Json(#[from] serde_json::Error),
     #[error("the server is shutting down")]
     Leaving,
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     #[error("rows are missing in the database")]
     Gap,
 }
@@ -124,6 +128,8 @@ fn lines(
             for row in &rows {
                 text.push_str(&format.line(row)?);
             }
+            // Whoever reads slowly waits with it, and with many others like it.
+            let _room = closing.held.room(caller.organization.id, COPIES, text.len())?;
             yield Bytes::from(text);
         }
     }

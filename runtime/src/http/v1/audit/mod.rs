@@ -19,6 +19,9 @@ use crate::store::audit::{AuditFilter, AuditPage};
 
 const DEFAULT_LIMIT: u16 = 100;
 const MAX_LIMIT: u16 = 1000;
+/// So many rows are read at a time, and after so many bytes of details the page ends before its limit.
+const AT_A_TIME: i64 = 100;
+const MOST_BYTES: usize = 4 * 1024 * 1024;
 /// Longest value of a filter: the longest that a column takes.
 const MAX_FILTER_CHARS: usize = 512;
 
@@ -134,7 +137,7 @@ pub struct AuditQuery {
     /// Only entries before this time (RFC 3339).
     #[param(example = "2026-02-01T00:00:00+01:00")]
     until: Option<String>,
-    /// Entries per page, 1 to 1000; 100 if left out.
+    /// Entries per page, 1 to 1000; 100 if left out. A page may have fewer where they are long.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<u16>,
 }
@@ -207,12 +210,27 @@ pub async fn list(
     ApiQuery(query): ApiQuery<AuditQuery>,
 ) -> Result<Json<AuditEntries>, Problem> {
     let page = Page::of(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
-    let filter = query.filter(page)?;
+    let mut filter = query.filter(page)?;
+    let (mut rows, mut bytes, mut left) = (Vec::new(), 0, page.to_read());
     let mut tx = app.store.tenant_tx(&caller.scope()).await?;
-    let mut rows = tx.audit_rows(&filter).await?;
+    // A few at a time: a row may have 64 KiB, and a thousand of those in memory would be too much.
+    while left > 0 && bytes < MOST_BYTES {
+        filter.limit = left.min(AT_A_TIME);
+        let mut more = tx.audit_rows(&filter).await?;
+        left = if i64::try_from(more.len()) == Ok(filter.limit) { left - filter.limit } else { 0 };
+        bytes += more.iter().map(|row| row.detail.to_string().len()).sum::<usize>();
+        if let Some(last) = more.last() {
+            filter.page = match filter.page {
+                AuditPage::Back(_) => AuditPage::Back(Some(last.seq)),
+                AuditPage::On(_) => AuditPage::On(last.seq),
+            };
+        }
+        rows.append(&mut more);
+    }
     let head = tx.audit_head().await?;
     tx.commit().await?;
-    let cursor = page.cut(&mut rows).map(|row| row.seq);
+    let last = if left > 0 { rows.last() } else { page.cut(&mut rows) };
+    let cursor = last.map(|row| row.seq);
     let (next_before, next_after) = match filter.page {
         AuditPage::Back(_) => (cursor, None),
         AuditPage::On(_) => (None, cursor),
