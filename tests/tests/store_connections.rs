@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 use agentapi_runtime::store::identity::Organization;
 use agentapi_runtime::store::{Store, TenantScope};
+use agentapi_tests::cluster::eventually;
 use agentapi_tests::pg::Database;
 use secrecy::SecretString;
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -134,4 +135,28 @@ async fn a_server_process_that_says_nothing_is_left() {
     let other = tokio::time::timeout(Duration::from_secs(20), fixture.used_by(0)).await;
     signal("-CONT");
     assert_ne!(other.expect("still waiting for it"), silent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_organization_is_not_asked_for_again_and_again_and_one_that_is_gone_is_gone_soon() {
+    let mut fixture = Fixture::new(1, 8).await;
+    assert!(fixture.store.organization_by_slug("nobody").await.unwrap().is_none());
+    let slug = fixture.organizations[0].slug.clone();
+    let mut locked = fixture.admin.begin().await.unwrap();
+    sqlx::query("lock table organizations in access exclusive mode").execute(&mut *locked).await.unwrap();
+    // Nothing that has to be read can be read now.
+    let reads = fixture.store.organization_by_slug("nobody");
+    assert!(tokio::time::timeout(Duration::from_millis(300), reads).await.is_err());
+    let asked = (0..200).map(|_| fixture.store.organization_by_slug(&slug));
+    let known = tokio::time::timeout(Duration::from_secs(2), futures::future::join_all(asked)).await.unwrap();
+    assert!(known.iter().all(|it| it.as_ref().unwrap().is_some()));
+    locked.rollback().await.unwrap();
+    let delete = "update organizations set deleted_at = now() where slug = $1";
+    sqlx::query(delete).bind(&slug).execute(&mut fixture.admin).await.unwrap();
+    eventually("nobody finds it", Duration::from_secs(30), async || {
+        let found = fixture.store.organization_by_slug(&slug).await?;
+        Ok(found.map_or(Ok(()), |_| Err("it is there".to_owned())))
+    })
+    .await
+    .unwrap();
 }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use serde_json::Value;
 use sqlx::Row;
@@ -169,8 +170,22 @@ impl Store {
         Ok(rows.fetch_all(&self.pool).await?.iter().map(draining).collect::<Result<_, _>>()?)
     }
 
-    /// The organization with this slug.
+    /// The organization with this slug, as it was a moment ago: session pods ask with each request, as often as they
+    /// like, and the few connections that no tenant waits for are everybody's.
     pub async fn organization_by_slug(&self, slug: &str) -> Result<Option<Organization>, StoreError> {
+        let find = async { self.find_by_slug(slug).await.map_err(Some)?.map(Arc::new).ok_or(None) };
+        match self.by_slug.try_get_with_by_ref(slug, find).await {
+            Ok(found) => Ok(Some(Organization::clone(&found))),
+            Err(why) => match Arc::try_unwrap(why) {
+                Ok(Some(error)) => Err(error),
+                // Somebody else who waited for the same has the error.
+                Err(shared) if shared.is_some() => Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)),
+                Ok(None) | Err(_) => Ok(None),
+            },
+        }
+    }
+
+    async fn find_by_slug(&self, slug: &str) -> Result<Option<Organization>, StoreError> {
         let row = sqlx::query(
             "select id, slug, role_name::text as role_name, issuer, audience, jwks_uri, quota
              from app.tenants where slug = $1",

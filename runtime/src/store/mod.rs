@@ -38,6 +38,8 @@ use shelf::{Borrowed, Entry, Shelf};
 const MIN_CONNECTIONS: u32 = 2;
 /// A request that waits longer for a connection is answered with 503.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long a changed or deleted organization may go unnoticed where it is looked for by its slug.
+const BY_SLUG_TTL: Duration = Duration::from_secs(3);
 /// A request that waits longer behind others of its organization is answered with 429.
 const SHARE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -118,6 +120,7 @@ pub struct Store {
     shelf: Arc<Shelf>,
     shares: Cache<Uuid, Arc<Semaphore>>,
     share: usize,
+    by_slug: Cache<String, Arc<Organization>>,
 }
 
 /// A transaction that sees one tenant's rows. Dropping it rolls back.
@@ -146,7 +149,8 @@ impl Store {
         // One tenant's burst must leave connections for the others.
         let share = (shelf.limit() / 2).max(1);
         let shares = Cache::builder().max_capacity(10_000).build();
-        Ok(Self { pool, shelf, shares, share })
+        let by_slug = Cache::builder().max_capacity(10_000).time_to_live(BY_SLUG_TTL).build();
+        Ok(Self { pool, shelf, shares, share, by_slug })
     }
 
     /// Whether the database answers.
