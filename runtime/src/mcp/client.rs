@@ -87,9 +87,9 @@ impl McpClient {
                 let listed = self.list_tools(target, session).await?;
                 let name = params.get("name").and_then(Value::as_str);
                 let arguments = params.get("arguments").unwrap_or(&Value::Null);
-                let called = listed.iter().filter(|tool| name == Some(&tool.digest.name));
-                let extra =
-                    called.flat_map(|tool| parameter_headers(&tool.value()["inputSchema"], arguments)).collect();
+                let called = listed.iter().find(|tool| name == Some(&tool.digest.name));
+                let extra = called.map(|tool| parameter_headers(&tool.value()["inputSchema"], arguments));
+                let extra = extra.into_iter().flatten().collect();
                 self.ask_with(target, session, method, params, &extra).await
             }
             other => other,

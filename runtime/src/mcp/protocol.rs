@@ -16,6 +16,8 @@ pub const STATELESS: &str = "2026-07-28";
 const INITIALIZE: &str = "2025-11-25";
 /// Longest answer to `initialize` and `server/discover`.
 const MAX_INTRODUCTION_BYTES: usize = 48 * 1024;
+/// Arguments of one call that are repeated in headers.
+const MAX_PARAMETER_HEADERS: usize = 64;
 const METHOD: HeaderName = HeaderName::from_static("mcp-method");
 const NAME: HeaderName = HeaderName::from_static("mcp-name");
 
@@ -66,8 +68,15 @@ pub fn standard_headers(method: &str, params: &Map<String, Value>) -> Vec<(Heade
     texts.into_iter().filter_map(|(name, text)| Some((name, HeaderValue::from_str(&text?).ok()?))).collect()
 }
 
-/// Headers that repeat those arguments of a tool which its schema marks with `x-mcp-header`.
+/// Headers that repeat those arguments of a tool which its schema marks with `x-mcp-header`: the first ones, since a map of
+/// headers takes no more than some thousands.
 pub(super) fn parameter_headers(schema: &Value, arguments: &Value) -> Vec<(HeaderName, HeaderValue)> {
+    let mut headers = marked(schema, arguments);
+    headers.truncate(MAX_PARAMETER_HEADERS);
+    headers
+}
+
+fn marked(schema: &Value, arguments: &Value) -> Vec<(HeaderName, HeaderValue)> {
     let mut headers = Vec::new();
     for (name, property) in schema["properties"].as_object().into_iter().flatten() {
         let argument = &arguments[name];
@@ -81,7 +90,7 @@ pub(super) fn parameter_headers(schema: &Value, arguments: &Value) -> Vec<(Heade
                 let header = format!("mcp-param-{}", header.to_ascii_lowercase()).parse();
                 headers.extend(header.ok().zip(HeaderValue::from_str(&header_text(&text)).ok()));
             }
-            _ => headers.extend(parameter_headers(property, argument)),
+            _ => headers.extend(marked(property, argument)),
         }
     }
     headers
@@ -189,6 +198,13 @@ mod tests {
         let shown: Vec<_> =
             headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap_or_default())).collect();
         assert_eq!(shown, [("mcp-param-limit", "3"), ("mcp-param-region", "=?base64?esO8cmljaA==?=")]);
+        let names: Vec<String> = (0..40_000).map(|n| format!("p{n}")).collect();
+        let properties: Map<String, Value> =
+            names.iter().map(|name| (name.clone(), json!({ "x-mcp-header": name }))).collect();
+        let arguments: Map<String, Value> = names.iter().map(|name| (name.clone(), json!(1))).collect();
+        let headers = parameter_headers(&json!({ "properties": properties }), &Value::Object(arguments));
+        let headers: http::HeaderMap = headers.into_iter().collect();
+        assert_eq!(headers.len(), MAX_PARAMETER_HEADERS);
     }
 
     #[test]
