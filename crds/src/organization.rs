@@ -78,7 +78,7 @@ pub struct McpSettings {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(min = 1, max = 64)))]
     #[x_kube(validation = ("self.all(range, isCIDR(range))", "allowPrivateRanges are ranges of IP addresses, for example 10.20.0.0/16"))]
-    #[x_kube(validation = ("self.all(range, !isCIDR(range) || !['127.0.0.0/8', '169.254.0.0/16', '::1/128', 'fe80::/10'].exists(closed, cidr(closed).containsCIDR(range)))", "allowPrivateRanges can't open loopback and link-local addresses: they are the runtime's own and those of metadata services"))]
+    #[x_kube(validation = ("self.all(range, !isCIDR(range) || !['127.0.0.0/8', '169.254.0.0/16', '::1/128', 'fe80::/10'].exists(closed, cidr(closed).containsCIDR(range) || cidr(range).containsCIDR(closed)))", "allowPrivateRanges can't open loopback and link-local addresses: they are the runtime's own and those of metadata services"))]
     pub allow_private_ranges: Vec<String>,
 }
 

@@ -181,6 +181,20 @@ fn environment_takes_secrets_by_reference_and_only_what_the_part_needs() {
     assert_eq!(taken, expected.map(String::from).into());
 }
 
+/// The API server refuses a server-side apply of a container with two variables of one name.
+#[test]
+fn no_variable_is_there_twice() {
+    let more = ["runtime.outboundOpenRanges={10.0.0.0/8}", "runtime.trustedProxies={10.0.0.0/8}"];
+    let objects = render(&[ALL_ON, &more].concat()).unwrap();
+    for (pod, template) in pod_templates(&objects) {
+        for container in containers(template) {
+            let names: Vec<_> = items(&container["env"]).iter().map(|variable| variable["name"].as_str()).collect();
+            let unique: BTreeSet<_> = names.iter().collect();
+            assert_eq!(unique.len(), names.len(), "{pod}, {}: {names:?}", container["name"]);
+        }
+    }
+}
+
 #[test]
 fn every_variable_is_one_that_the_program_reads() {
     let sources = |folder: &str| {

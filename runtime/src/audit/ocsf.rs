@@ -34,10 +34,11 @@ enum Severity {
     Informational = 1,
     Low = 2,
     Medium = 3,
+    High = 4,
 }
 
 use Class::{AccountChange, ApiActivity};
-use Severity::{Informational, Low, Medium};
+use Severity::{High, Informational, Low, Medium};
 
 /// Action, class, activity, severity, whether it succeeded. An action that is not here is Other of API Activity.
 const TABLE: &[(&str, Class, Activity, Severity, bool)] = &[
@@ -78,7 +79,7 @@ const TABLE: &[(&str, Class, Activity, Severity, bool)] = &[
     ("organization.offboard.keys", ApiActivity, DELETE, Medium, true),
     ("organization.offboard.rows", ApiActivity, DELETE, Medium, true),
     ("organization.rotate-credentials", AccountChange, PASSWORD_CHANGE, Low, true),
-    ("organization.rotate-data-key", ApiActivity, UPDATE, Low, true),
+    ("organization.isolation-breached", ApiActivity, OTHER, High, false),
     ("workspace.create", ApiActivity, CREATE, Low, true),
     ("workspace.update", ApiActivity, UPDATE, Low, true),
     ("workspace.delete", ApiActivity, DELETE, Low, true),
@@ -173,6 +174,16 @@ mod tests {
                 assert!(!event[field].is_null(), "{action} lacks {field}");
             }
         }
+    }
+
+    #[test]
+    fn an_action_is_there_once_and_a_breach_stands_out() {
+        let actions: std::collections::BTreeSet<_> = TABLE.iter().map(|(action, ..)| action).collect();
+        assert_eq!(actions.len(), TABLE.len());
+        let mut row = row(1);
+        row.action = "organization.isolation-breached".into();
+        let event = event(&row);
+        assert_eq!((&event["severity_id"], &event["status"]), (&json!(4), &json!("Failure")));
     }
 
     #[test]
