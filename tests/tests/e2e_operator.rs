@@ -140,7 +140,7 @@ async fn nothing_is_written_when_nothing_changes() {
             .filter(|(kind, _)| *kind != "resourcequota")
             .map(|(kind, name)| version(&tenant.get(kind, name).unwrap()))
             .collect();
-        seen.push(version(&tenant.cluster.get("organization", None, &tenant.slug).unwrap().unwrap()));
+        seen.push(without_usage(tenant.cluster.get("organization", None, &tenant.slug).unwrap().unwrap()));
         seen.push(version(&tenant.cluster.get("workspace", Some(&tenant.team()), "web").unwrap().unwrap()));
         seen.push(version(&tenant.cluster.get("namespace", None, &tenant.namespace()).unwrap().unwrap()));
         seen
@@ -162,6 +162,13 @@ async fn nothing_is_written_when_nothing_changes() {
     let annotated = versions();
     tokio::time::sleep(Duration::from_secs(15)).await;
     assert_eq!(versions(), annotated);
+}
+
+/// The pod of a probe counts in the quota as long as it runs, so what is used may be told anew at any time.
+fn without_usage(mut object: Value) -> String {
+    object["metadata"]["resourceVersion"].take();
+    object["status"]["usage"].take();
+    object.to_string()
 }
 
 fn version(object: &Value) -> String {
