@@ -73,12 +73,12 @@ pub(super) fn is_of(organization: Uuid) {
 
 /// The body of the request at hand has so many bytes by now. They count until it is answered.
 pub(super) fn body(bytes: usize) -> Result<(), Problem> {
+    if bytes <= SMALL {
+        return Ok(());
+    }
     let more = |taken: &Arc<Mutex<Taken>>| {
         let mut taken = locked(taken);
         let Taken { held, whose, body } = &mut *taken;
-        if bytes <= SMALL {
-            return Ok(());
-        }
         // Who is nobody has nothing long to say.
         let whose = whose.ok_or_else(|| Problem::too_large(SMALL))?;
         Ok(body.get_or_insert_with(|| held.0.room(whose, COPIES)).hold(bytes)?)

@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use super::{Process, ProcessPods, container};
 
-fn terminate(process: &Process) -> bool {
-    Command::new("kill").args(["-TERM", &process.child.id().to_string()]).status().is_ok_and(|status| status.success())
+fn signal(process: &Process, name: &str) -> bool {
+    Command::new("kill").args([name, &process.child.id().to_string()]).status().is_ok_and(|status| status.success())
 }
 
 impl ProcessPods {
@@ -60,10 +60,7 @@ impl ProcessPods {
     pub fn freeze(&self, session: Uuid) -> bool {
         let state = self.state();
         let process = state.running.values().find(|process| process.session == Some(session));
-        process.is_some_and(|process| {
-            let stop = Command::new("kill").args(["-STOP", &process.child.id().to_string()]).status();
-            stop.is_ok_and(|status| status.success())
-        })
+        process.is_some_and(|process| signal(process, "-STOP"))
     }
 
     pub(super) fn write_secret(&self, name: &str, request: &PodRequest) -> Result<()> {
@@ -100,7 +97,7 @@ impl ProcessPods {
             }
             process.detached |= keep;
             if let Ok(None) = process.child.try_wait() {
-                terminate(process);
+                signal(process, "-TERM");
                 gone = false;
                 return true;
             }
@@ -119,7 +116,7 @@ impl ProcessPods {
         let process = state.running.values_mut().find(|process| process.session == Some(session));
         process.is_some_and(|process| {
             process.leaving = true;
-            terminate(process)
+            signal(process, "-TERM")
         })
     }
 

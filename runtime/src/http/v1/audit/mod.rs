@@ -19,7 +19,7 @@ use crate::store::audit::{AuditFilter, AuditPage};
 
 const DEFAULT_LIMIT: u16 = 100;
 const MAX_LIMIT: u16 = 1000;
-/// So many rows are read at a time, and after so many bytes of details the page ends before its limit.
+/// So many rows are read at a time, and after so many bytes of details the page ends before its limit: a row may have 64 KiB.
 const AT_A_TIME: i64 = 100;
 const MOST_BYTES: usize = 4 * 1024 * 1024;
 /// Longest value of a filter: the longest that a column takes.
@@ -211,26 +211,21 @@ pub async fn list(
 ) -> Result<Json<AuditEntries>, Problem> {
     let page = Page::of(query.limit, DEFAULT_LIMIT, MAX_LIMIT)?;
     let mut filter = query.filter(page)?;
-    let (mut rows, mut bytes, mut left) = (Vec::new(), 0, page.to_read());
+    let mut parts = page.in_parts(AT_A_TIME, MOST_BYTES);
     let mut tx = app.store.tenant_tx(&caller.scope()).await?;
-    // A few at a time: a row may have 64 KiB, and a thousand of those in memory would be too much.
-    while left > 0 && bytes < MOST_BYTES {
-        filter.limit = left.min(AT_A_TIME);
-        let mut more = tx.audit_rows(&filter).await?;
-        left = if i64::try_from(more.len()) == Ok(filter.limit) { left - filter.limit } else { 0 };
-        bytes += more.iter().map(|row| row.detail.to_string().len()).sum::<usize>();
-        if let Some(last) = more.last() {
+    while let Some(limit) = parts.to_read() {
+        filter.limit = limit;
+        let rows = tx.audit_rows(&filter).await?;
+        if let Some(last) = parts.add(rows, limit, |row| row.detail.to_string().len()) {
             filter.page = match filter.page {
                 AuditPage::Back(_) => AuditPage::Back(Some(last.seq)),
                 AuditPage::On(_) => AuditPage::On(last.seq),
             };
         }
-        rows.append(&mut more);
     }
     let head = tx.audit_head().await?;
     tx.commit().await?;
-    let last = if left > 0 { rows.last() } else { page.cut(&mut rows) };
-    let cursor = last.map(|row| row.seq);
+    let (rows, cursor) = parts.end(|row| row.seq);
     let (next_before, next_after) = match filter.page {
         AuditPage::Back(_) => (cursor, None),
         AuditPage::On(_) => (None, cursor),

@@ -248,20 +248,16 @@ pub async fn list(
         after: query.cursor.as_deref().map(decode_cursor).transpose()?,
         limit: 0,
     };
-    let (mut stored, mut tools, mut left) = (Vec::new(), 0, page.to_read());
+    let mut parts = page.in_parts(AT_A_TIME, MOST_TOOLS);
     let mut tx = app.store.tenant_tx(&caller.scope()).await?;
-    // A few at a time: a server may have thousands of tools, and all of them in memory would be too much.
-    while left > 0 && tools < MOST_TOOLS {
-        filter.limit = left.min(AT_A_TIME);
-        let mut more = tx.connections(&filter).await?;
-        left = if i64::try_from(more.len()) == Ok(filter.limit) { left - filter.limit } else { 0 };
-        tools += more.iter().filter_map(|it| it.observation.as_ref()).map(|seen| seen.tools.len()).sum::<usize>();
-        filter.after = more.last().map(|last| last.identity.id);
-        stored.append(&mut more);
+    while let Some(limit) = parts.to_read() {
+        filter.limit = limit;
+        let stored = tx.connections(&filter).await?;
+        let tools = |it: &StoredConnection| it.observation.as_ref().map_or(0, |seen| seen.tools.len());
+        filter.after = parts.add(stored, limit, tools).map(|last| last.identity.id);
     }
     tx.commit().await?;
-    let last = if left > 0 { stored.last() } else { page.cut(&mut stored) };
-    let next_cursor = last.map(|last| URL_SAFE_NO_PAD.encode(last.identity.id.as_bytes()));
+    let (stored, next_cursor) = parts.end(|last| URL_SAFE_NO_PAD.encode(last.identity.id.as_bytes()));
     Ok(Json(ConfigurationPage {
         configurations: stored.into_iter().map(ConfigurationView::from).collect(),
         next_cursor,
