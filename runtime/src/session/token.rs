@@ -1,9 +1,10 @@
 //! Checks the short-lived tokens with which the runtime calls this pod. Knows only public keys: those of the pod's
-//! environment, until the runtime replaces them.
+//! environment, then those of the session's Secret, and from its first word on what the runtime says itself. May touch:
+//! the mounted Secret.
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
@@ -49,13 +50,21 @@ struct Claims {
 
 type Keys = Vec<(String, DecodingKey)>;
 
+/// The keys of the moment.
+struct Known {
+    keys: Keys,
+    /// The runtime has said them to this process, and says each change. The mounted Secret may be older, since the
+    /// kubelet brings it up to a minute and a half late: it would let a retired key in again.
+    told: bool,
+}
+
 /// Checks tokens.
 #[derive(Clone)]
 pub(super) struct Verifier {
-    keys: Arc<RwLock<Keys>>,
+    known: Arc<RwLock<Known>>,
     validation: Arc<Validation>,
     pod: String,
-    /// Newer keys than those of the environment, once the runtime has put them there.
+    /// Newer keys than those of the environment: a container that was restarted has nothing else.
     file: Option<PathBuf>,
 }
 
@@ -68,7 +77,7 @@ impl Verifier {
         validation.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
         validation.leeway = LEEWAY_SECONDS;
         let verifier = Self {
-            keys: Arc::new(RwLock::new(parse(public_keys)?)),
+            known: Arc::new(RwLock::new(Known { keys: parse(public_keys)?, told: false })),
             validation: Arc::new(validation),
             pod: pod.to_owned(),
             file: secret_dir.map(|folder| folder.join(PUBLIC_KEYS)),
@@ -77,18 +86,31 @@ impl Verifier {
         Ok(verifier)
     }
 
-    /// Accepts tokens of these keys from now on, and of no others.
+    /// Accepts tokens of these keys from now on, and of no others: the runtime says so.
     pub(super) fn replace(&self, public_keys: &str) -> Result<(), KeyError> {
         let keys = parse(public_keys)?;
-        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Known { keys, told: true };
         Ok(())
     }
 
-    /// Takes the keys of the mounted Secret, if it has any.
+    fn known(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the keys of the mounted Secret, if it has any and the runtime has said nothing yet.
     fn reload(&self) {
+        if self.known().told {
+            return;
+        }
         let Some(text) = self.file.as_ref().and_then(|file| std::fs::read_to_string(file).ok()) else { return };
-        if self.replace(&text).is_err() {
-            tracing::warn!("the session's Secret has public keys that are none; they stay as they were");
+        match parse(&text) {
+            Ok(keys) => {
+                let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+                if !known.told {
+                    known.keys = keys;
+                }
+            }
+            Err(KeyError) => tracing::warn!("the session's Secret has public keys that are none; they stay as they were"),
         }
     }
 
@@ -100,11 +122,8 @@ impl Verifier {
             .map(|(_, token)| token.trim())
             .ok_or(TokenError::Missing)?;
         let kid = jsonwebtoken::decode_header(token).map_err(|_| TokenError::Invalid)?.kid;
-        if kid.as_ref().is_some_and(|kid| !self.knows(kid)) {
-            // A container that was restarted while the key changed.
-            self.reload();
-        }
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
+        self.reload();
+        let keys = self.known().keys.clone();
         // A token without `kid` is one of a runtime of an older version.
         let mut candidates = keys.iter().filter(|(id, _)| kid.as_ref().is_none_or(|kid| kid == id));
         let claims = candidates
@@ -120,10 +139,6 @@ impl Verifier {
             return Err(TokenError::OtherPod);
         }
         Ok(claims.sub)
-    }
-
-    fn knows(&self, kid: &str) -> bool {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner).iter().any(|(id, _)| id == kid)
     }
 }
 

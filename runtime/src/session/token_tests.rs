@@ -53,7 +53,7 @@ fn keys_can_be_replaced_and_a_retired_one_opens_nothing() {
 }
 
 #[test]
-fn the_secret_has_the_last_word_also_when_it_changes_later() {
+fn a_pod_that_was_told_nothing_follows_the_secret() {
     let (old, new, third) = (signer(), signer(), signer());
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join(PUBLIC_KEYS);
@@ -63,6 +63,28 @@ fn the_secret_has_the_last_word_also_when_it_changes_later() {
     assert_eq!(verifier.session(Some(&named(&new, &claims()))), Ok("s1".to_owned()));
     std::fs::write(&file, format!("{},{}", new.public, third.public)).unwrap();
     assert_eq!(verifier.session(Some(&named(&third, &claims()))), Ok("s1".to_owned()));
+    std::fs::write(&file, &third.public).unwrap();
+    assert_eq!(verifier.session(Some(&named(&new, &claims()))), Err(TokenError::Invalid), "retired while it was away");
+    std::fs::write(&file, "none").unwrap();
+    assert_eq!(verifier.session(Some(&named(&third, &claims()))), Ok("s1".to_owned()), "broken: as it was");
+}
+
+/// The kubelet exchanges the files up to a minute and a half after the Secret.
+#[test]
+fn a_secret_that_is_late_does_not_let_a_retired_key_in_again() {
+    let (old, new) = (signer(), signer());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join(PUBLIC_KEYS);
+    let both = format!("{},{}", old.public, new.public);
+    std::fs::write(&file, &both).unwrap();
+    let verifier = Verifier::new(&both, "p1", Some(folder.path())).unwrap();
+    assert_eq!(verifier.session(Some(&named(&old, &claims()))), Ok("s1".to_owned()));
+    verifier.replace(&new.public).unwrap();
+    for _ in 0..2 {
+        assert_eq!(verifier.session(Some(&named(&old, &claims()))), Err(TokenError::Invalid));
+        assert_eq!(verifier.session(Some(&token(&old, &claims()))), Err(TokenError::Invalid), "without kid");
+        assert_eq!(verifier.session(Some(&named(&new, &claims()))), Ok("s1".to_owned()));
+    }
 }
 
 #[test]
