@@ -110,7 +110,9 @@ impl Verifier {
                     known.keys = keys;
                 }
             }
-            Err(KeyError) => tracing::warn!("the session's Secret has public keys that are none; they stay as they were"),
+            Err(KeyError) => {
+                tracing::warn!("the session's Secret has public keys that are none; they stay as they were");
+            }
         }
     }
 
