@@ -122,6 +122,8 @@ pub const STATEMENT_RECEIPT: &str = "agentapi-receipt+jwt";
 pub const SECRET_MASTER_KEY: &str = "agentapi-master-key";
 /// Key in [`SECRET_MASTER_KEY`].
 pub const KEY_MASTER: &str = "key";
+/// The master key that wraps as soon as every replica of the runtime can open what it wraps, in [`SECRET_MASTER_KEY`].
+pub const KEY_MASTER_NEXT: &str = "next";
 /// Older master keys in [`SECRET_MASTER_KEY`], each under this prefix and its id, until nothing is wrapped by them.
 pub const KEY_MASTER_PREVIOUS: &str = "previous.";
 /// Secret in a tenant namespace with the wrapped data key.

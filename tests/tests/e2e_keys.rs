@@ -187,8 +187,14 @@ async fn all_keys_rotate_while_a_session_is_in_use() {
     .unwrap();
 
     let told = cluster.kubectl(&["-n", SYSTEM, "get", "events", "-o", "yaml"]).unwrap();
-    for reason in ["SigningKeyOffered", "SigningKeyPromoted", "SigningKeyRetired", "MasterKeyAdded", "MasterKeyRetired"]
-    {
+    for reason in [
+        "SigningKeyOffered",
+        "SigningKeyPromoted",
+        "SigningKeyRetired",
+        "MasterKeyAdded",
+        "MasterKeyPromoted",
+        "MasterKeyRetired",
+    ] {
         assert!(told.contains(reason), "no Event {reason}");
     }
     api.delete(&format!("/v1/sessions/{id}")).await.unwrap();

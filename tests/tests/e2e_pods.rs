@@ -143,6 +143,8 @@ async fn warm_pods_are_claimed_once_and_the_rest_are_made() -> Result<()> {
         let data = room.api::<Secret>().get(&names::session_secret(&pod.name)).await?.data.context("no data")?;
         assert_eq!((data["token"].0.as_slice(), data.len()), (&b"renewed"[..], 4));
         assert_eq!(data["public-keys"].0, b"abcdefghijklmnop,bcdefghijklmnopq");
+        let unnoted = room.pods.wait_running(&room.organization, &pod.name, SOON).await?.context("no pod")?;
+        assert_eq!((unnoted.known_keys.as_str(), unnoted.token_key.as_str()), ("", ""), "not before the pod has them");
         room.pods.rekeyed(&room.organization, &pod.name, &rekey).await?;
         let noted = room.pods.wait_running(&room.organization, &pod.name, SOON).await?.context("no pod")?;
         assert_eq!((noted.known_keys.as_str(), noted.token_key.as_str()), ("abcdefghijkl,bcdefghijklm", "second-key"));

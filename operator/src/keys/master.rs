@@ -1,5 +1,7 @@
-//! Rotation of the master key: a new one is put beside the old one, every data key is wrapped anew, row by row, the
-//! tenants' Secrets follow, and then the old one goes. At each moment the Secret has every key that wraps anything.
+//! Rotation of the master key, in three steps: **offer** (a next key lies beside the present one, until every replica of
+//! the runtime has it mounted), **promote** (it wraps; every data key is wrapped anew, row by row, and the tenants'
+//! Secrets follow), **retire** (its predecessor goes). At each moment the Secret has every key that wraps anything, and
+//! nothing is wrapped by a key that the runtime can't have.
 use super::{
     ANNOTATION_ROTATED_AT, ANNOTATION_STATUS, ANNOTATION_STEP_AT, asked_for, begin, has_settled, reconcile, tell, write,
 };
@@ -8,7 +10,7 @@ use crate::{
     controllers::organization::dereference,
     envelope::{self, MasterKey},
     error::{Error, Result},
-    system::value,
+    system::{has, value},
     tenancy,
 };
 use agentapi_crds::{conditions::NAMESPACE_READY, names};
@@ -20,8 +22,19 @@ const KEY: &str = "master";
 
 /// Do what is to be done next.
 pub(super) async fn step(context: &Context, secrets: &Api<Secret>, secret: &Secret) -> Result<()> {
+    if has(secret, names::KEY_MASTER_NEXT) {
+        context.metrics.key_rotation(KEY, Some(0));
+        // The kubelet takes its time to bring the next key to the runtime, which opens nothing without it.
+        if !has_settled(secret, context.now(), context.config.key_settle_seconds) {
+            let status = "the next key is there; waits until every replica of the runtime has it too";
+            return tell(context, secrets, secret, status).await;
+        }
+        let (promoted, note) = promote(secret.clone(), context.now())?;
+        return write(context, secrets, &promoted, "MasterKeyPromoted", note).await;
+    }
     if asked_for(secret) {
-        return add(context, secrets, secret.clone(), context.now()).await;
+        let (offered, note) = offer(secret.clone(), context.now())?;
+        return write(context, secrets, &offered, "MasterKeyAdded", note).await;
     }
     let keys = context.keys.now();
     if keys.master.previous().is_empty() {
@@ -50,19 +63,28 @@ pub(super) async fn step(context: &Context, secrets: &Api<Secret>, secret: &Secr
     drop_previous(context, secrets, secret.clone(), pool).await
 }
 
-/// The new key comes in and the old one stays, in one write.
-async fn add(context: &Context, secrets: &Api<Secret>, mut secret: Secret, now: Timestamp) -> Result<()> {
-    let old = value(&secret, names::KEY_MASTER)?.to_vec();
-    let old_id = MasterKey::new(&old)?.id().to_owned();
-    let new = envelope::random::<32>()?;
-    let new_id = MasterKey::new(&new)?.id().to_owned();
-    let data = secret.data.get_or_insert_default();
-    data.insert(format!("{}{old_id}", names::KEY_MASTER_PREVIOUS), ByteString(old));
-    data.insert(names::KEY_MASTER.to_owned(), ByteString(new.to_vec()));
+/// The next key comes in; nothing is wrapped by it yet.
+fn offer(mut secret: Secret, now: Timestamp) -> Result<(Secret, String)> {
+    let next = envelope::random::<32>()?;
+    let id = MasterKey::new(&next)?.id().to_owned();
+    secret.data.get_or_insert_default().insert(names::KEY_MASTER_NEXT.to_owned(), ByteString(next.to_vec()));
     begin(&mut secret, now);
-    secret.annotations_mut().insert(ANNOTATION_ROTATED_AT.to_owned(), now.to_string());
-    let note = format!("master key {new_id} wraps from now on; what {old_id} wrapped is wrapped anew");
-    write(context, secrets, &secret, "MasterKeyAdded", note).await
+    Ok((secret, format!("master key {id} is there; it wraps as soon as every replica of the runtime has it")))
+}
+
+/// The next key wraps from now on, and the old one stays, in one write.
+fn promote(mut secret: Secret, now: Timestamp) -> Result<(Secret, String)> {
+    let old = value(&secret, names::KEY_MASTER)?.to_vec();
+    let next = value(&secret, names::KEY_MASTER_NEXT)?.to_vec();
+    let (old_id, id) = (MasterKey::new(&old)?.id().to_owned(), MasterKey::new(&next)?.id().to_owned());
+    let data = secret.data.get_or_insert_default();
+    data.remove(names::KEY_MASTER_NEXT);
+    data.insert(format!("{}{old_id}", names::KEY_MASTER_PREVIOUS), ByteString(old));
+    data.insert(names::KEY_MASTER.to_owned(), ByteString(next));
+    let annotations = secret.annotations_mut();
+    annotations.insert(ANNOTATION_STEP_AT.to_owned(), now.to_string());
+    annotations.insert(ANNOTATION_ROTATED_AT.to_owned(), now.to_string());
+    Ok((secret, format!("master key {id} wraps from now on; what {old_id} wrapped is wrapped anew")))
 }
 
 /// Organizations whose Secret another master key has wrapped.
@@ -117,4 +139,47 @@ async fn drop_previous(
     annotations.insert(ANNOTATION_STATUS.to_owned(), "done; everything is wrapped by the present key".to_owned());
     let note = format!("nothing is wrapped by {} any more; it is gone", gone.join(", "));
     write(context, secrets, &secret, "MasterKeyRetired", note).await
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::system::SystemKeys;
+    use serde_json::json;
+
+    fn keys(secret: &Secret) -> SystemKeys {
+        let signing = Secret {
+            data: Some([(names::KEY_SIGNING_PUBLIC.to_owned(), ByteString(b"x".to_vec()))].into()),
+            ..Secret::default()
+        };
+        SystemKeys::read(&signing, secret).unwrap()
+    }
+
+    #[test]
+    fn the_next_key_wraps_nothing_before_it_has_settled() {
+        let asked = json!({"metadata": {"annotations": {names::ANNOTATION_ROTATE_KEY: "1"}}});
+        let mut before: Secret = serde_json::from_value(asked).unwrap();
+        before.data = Some([(names::KEY_MASTER.to_owned(), ByteString(vec![7; 32]))].into());
+        let at = |text: &str| -> Timestamp { text.parse().unwrap() };
+        let old = keys(&before).master.current().id().to_owned();
+        assert!(asked_for(&before));
+
+        let (offered, note) = offer(before, at("2026-01-01T00:00:00Z")).unwrap();
+        assert!(!asked_for(&offered), "once is enough");
+        let next = MasterKey::new(value(&offered, names::KEY_MASTER_NEXT).unwrap()).unwrap();
+        assert!(note.contains(next.id()) && next.id() != old, "{note}");
+        let seen = keys(&offered).master;
+        assert_eq!((seen.current().id(), seen.previous().len()), (old.as_str(), 0), "as before");
+        assert!(!has_settled(&offered, at("2026-01-01T00:01:59Z"), 120));
+        assert!(has_settled(&offered, at("2026-01-01T00:02:00Z"), 120));
+
+        let (promoted, note) = promote(offered, at("2026-01-01T00:02:00Z")).unwrap();
+        assert!(note.contains(next.id()) && note.contains(&old), "{note}");
+        assert!(!has(&promoted, names::KEY_MASTER_NEXT));
+        let seen = keys(&promoted).master;
+        assert_eq!(seen.current().id(), next.id());
+        assert_eq!(seen.previous().iter().map(MasterKey::id).collect::<Vec<_>>(), [old]);
+        assert!(!has_settled(&promoted, at("2026-01-01T00:03:59Z"), 120), "each step has its own time");
+    }
 }

@@ -14,7 +14,7 @@ use super::{CryptoError, KEY, Key, NONCE, WrappedKey};
 
 const FORMAT: u8 = 1;
 
-/// The master key that wraps now, and those that wrapped earlier.
+/// The master key that wraps now, the next one, and those that wrapped earlier.
 pub struct MasterKeys {
     keys: Vec<(String, Key)>,
 }
@@ -29,7 +29,7 @@ impl MasterKeys {
         let mut keys = vec![one(folder, names::KEY_MASTER)?];
         for entry in std::fs::read_dir(folder).map_err(unreadable(folder))? {
             let name = entry.map_err(unreadable(folder))?.file_name().to_string_lossy().into_owned();
-            if name.starts_with(names::KEY_MASTER_PREVIOUS) {
+            if name == names::KEY_MASTER_NEXT || name.starts_with(names::KEY_MASTER_PREVIOUS) {
                 keys.push(one(folder, &name)?);
             }
         }
@@ -63,4 +63,33 @@ fn one(folder: &Path, name: &str) -> Result<(String, Key), CryptoError> {
     // Names the key without telling it, as the operator does.
     let id = hex::encode(&Sha256::digest(key)[..4]);
     Ok((id, SecretBox::new(Box::new(key))))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::crypto::Sealer;
+
+    fn wrapped(master: [u8; KEY], organization: Uuid) -> WrappedKey {
+        let aad = format!("agentapi/data-key/{organization}/1");
+        let payload = Payload { msg: &[5; KEY], aad: aad.as_bytes() };
+        let nonce = [3; NONCE];
+        let sealed = Aes256Gcm::new(&master.into()).encrypt(&Nonce::from(nonce), payload).unwrap();
+        let id = hex::encode(&Sha256::digest(master)[..4]);
+        let wrapped = [&[FORMAT], &nonce[..], &sealed].concat();
+        WrappedKey { version: 1, wrapped, master_key_id: id, current: true }
+    }
+
+    /// The kubelet brings the promoted key up to a minute and a half after the operator wraps with it.
+    #[test]
+    fn what_the_next_key_wrapped_opens_while_the_folder_still_calls_it_so() {
+        let (folder, organization) = (tempfile::tempdir().unwrap(), Uuid::from_u128(1));
+        std::fs::write(folder.path().join("key"), [7; KEY]).unwrap();
+        let sealer = Sealer::from_folder(folder.path()).unwrap();
+        let rows = [wrapped([8; KEY], organization)];
+        assert!(matches!(sealer.unwrap(organization, &rows), Err(CryptoError::Wrapped(_))));
+        std::fs::write(folder.path().join("next"), [8; KEY]).unwrap();
+        assert!(sealer.unwrap(organization, &rows).is_ok());
+    }
 }

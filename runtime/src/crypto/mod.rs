@@ -104,7 +104,7 @@ struct Inner {
 }
 
 impl Sealer {
-    /// With the master keys in this folder: `key`, and `previous.<id>` during a rotation.
+    /// With the master keys in this folder: `key`, and during a rotation `next` or `previous.<id>`.
     pub fn from_folder(folder: &Path) -> Result<Self, CryptoError> {
         let master = RwLock::new(Arc::new(MasterKeys::read(folder)?));
         let known = Cache::builder().max_capacity(MOST_ORGANIZATIONS).time_to_live(KEYS_TTL).build();

@@ -100,8 +100,8 @@ impl Lifecycle {
             && pod.known_keys == names::signing_key_ids(published.iter().map(String::as_str))
     }
 
-    /// Into the Secret first: a container that restarts in between reads it there. The note on the pod comes last, and
-    /// a rotation of the signing key waits for it.
+    /// Into the Secret first: a container that restarts in between reads it there. The note on the pod goes before that
+    /// and comes back last, and a rotation of the signing key waits for it.
     async fn rekey(&self, organization: &Organization, session: &Session, pod: &Pod) -> Result<(), LifecycleError> {
         let Some(ip) = pod.ip() else { return Err(LifecycleError::PodLost("the pod does not run now".to_owned())) };
         let claims = SessionClaims {

@@ -132,11 +132,15 @@ async fn tenant(
         lifecycle.keep_keys(organization, session, pod.as_ref());
         // Nobody can wake it any more.
         let useless = next.draining.is_some() && session.phase == Phase::Suspended;
-        if useless || drained && session.phase != Phase::Terminating {
+        let step = if useless || drained && session.phase != Phase::Terminating {
             let (scope, origin) = (TenantScope::system(organization), Origin::system("sessions"));
-            lifecycle.end(&scope, organization, session.id, "organization-deleted", &origin).await?;
+            lifecycle.end(&scope, organization, session.id, "organization-deleted", &origin).await.map(drop)
         } else {
-            session_step(lifecycle, organization, session, pod).await?;
+            session_step(lifecycle, organization, session, pod).await
+        };
+        // One that the cluster does not let go, say, must not keep the loop from the others.
+        if let Err(error) = step {
+            tracing::warn!(session = %session.id, %error, "session reconciler: it is tried again");
         }
     }
     for (session, pod) in by_session {
@@ -146,7 +150,9 @@ async fn tenant(
         let rounds = memory.orphans.get(&session).copied().unwrap_or(0) + 1;
         if rounds > ORPHAN_ROUNDS {
             tracing::warn!(%session, pod = pod.name, "deleting a pod whose session is over");
-            lifecycle.pods.release(&organization.slug, session, Some(&pod.name)).await?;
+            if let Err(error) = lifecycle.pods.release(&organization.slug, session, Some(&pod.name)).await {
+                tracing::warn!(%session, %error, "session reconciler: the pod stays for now");
+            }
         }
         next.orphans.insert(session, rounds);
     }

@@ -177,6 +177,7 @@ impl KubernetesPods {
     }
 
     async fn patch_keys(&self, organization: &str, pod: &str, rekey: &Rekey) -> Result<(), PodError> {
+        self.annotate_keys(organization, pod, None).await?;
         let patch = json!({ "stringData": {
             objects::TOKEN_KEY: rekey.token.expose_secret(),
             names::SESSION_SECRET_PUBLIC_KEYS: rekey.public_keys.join(","),
@@ -186,10 +187,11 @@ impl KubernetesPods {
         patched.map(|_| ()).map_err(refused_or_away)
     }
 
-    async fn annotate_keys(&self, organization: &str, pod: &str, rekey: &Rekey) -> Result<(), PodError> {
+    async fn annotate_keys(&self, organization: &str, pod: &str, rekey: Option<&Rekey>) -> Result<(), PodError> {
+        let known = rekey.map(|rekey| names::signing_key_ids(rekey.public_keys.iter().map(String::as_str)));
         let patch = json!({ "metadata": { "annotations": {
-            names::ANNOTATION_SESSION_KEYS: names::signing_key_ids(rekey.public_keys.iter().map(String::as_str)),
-            names::ANNOTATION_SESSION_TOKEN_KEY: rekey.token_key,
+            names::ANNOTATION_SESSION_KEYS: known,
+            names::ANNOTATION_SESSION_TOKEN_KEY: rekey.map(|rekey| &rekey.token_key),
         }}});
         let patched = self.pods(organization).patch(pod, &PatchParams::default(), &Patch::Merge(&patch)).await;
         patched.map(|_| ()).map_err(refused_or_away)
@@ -306,7 +308,7 @@ impl PodBackend for KubernetesPods {
         pod: &'a str,
         rekey: &'a Rekey,
     ) -> BoxFuture<'a, Result<(), PodError>> {
-        Box::pin(self.annotate_keys(organization, pod, rekey))
+        Box::pin(self.annotate_keys(organization, pod, Some(rekey)))
     }
 
     fn of_sessions<'a>(&'a self, organization: &'a str) -> BoxFuture<'a, Result<Vec<(Uuid, Pod)>, PodError>> {

@@ -217,7 +217,8 @@ pub trait PodBackend: Send + Sync + 'static {
         within: Duration,
     ) -> BoxFuture<'a, Result<Option<Pod>, PodError>>;
 
-    /// Puts a new session token and the public keys where the pod reads them.
+    /// Puts a new session token and the public keys where the pod reads them. Takes the pod's note of its keys away
+    /// first: however this ends, it says nothing false.
     fn rekey<'a>(
         &'a self,
         organization: &'a str,

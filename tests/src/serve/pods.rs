@@ -322,6 +322,9 @@ impl PodBackend for ProcessPods {
         let folder = self.folder.path().join(name).join("secret");
         Box::pin(async move {
             self.check()?;
+            if let Some(process) = self.state().running.get_mut(name) {
+                (process.known_keys, process.token_key) = Default::default();
+            }
             let write = |name: &str, text: &str| std::fs::write(folder.join(name), text);
             write("token", rekey.token.expose_secret())
                 .and_then(|()| write(names::SESSION_SECRET_PUBLIC_KEYS, &rekey.public_keys.join(",")))
