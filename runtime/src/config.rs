@@ -64,7 +64,7 @@ pub struct ServeConfig {
     #[arg(long, env = "AGENTAPI_JWKS_MAX_STALE_SECONDS", default_value_t = 3600)]
     pub jwks_max_stale_seconds: u64,
     /// Seconds for which /ready fails before the listeners close, so that the Service stops sending requests here.
-    #[arg(long, env = "AGENTAPI_SHUTDOWN_DELAY_SECONDS", default_value_t = 3)]
+    #[arg(long, env = "AGENTAPI_SHUTDOWN_DELAY_SECONDS", default_value_t = 5)]
     pub shutdown_delay_seconds: u64,
     /// Seconds for which running requests may finish.
     #[arg(long, env = "AGENTAPI_SHUTDOWN_GRACE_SECONDS", default_value_t = 20)]

@@ -18,9 +18,10 @@ use crate::crypto::{CryptoError, Sealer};
 use crate::http::held::Held;
 use crate::http::internal::InternalApi;
 use crate::http::rate_limit::{self, RateLimits};
+use crate::http::server::{self, Ending};
 use crate::http::streams::Streams;
 use crate::http::transcript_budget::TranscriptBudget;
-use crate::http::{App, AppState, router, server};
+use crate::http::{App, AppState, router};
 use crate::lifecycle::{Lifecycle, reconciler};
 use crate::mcp::client::McpClient;
 use crate::mcp::credentials::{AnyCredentials, Credentials, NoOauth};
@@ -210,10 +211,12 @@ impl Server {
         let idle = Duration::from_secs(config.http_idle_seconds.max(1));
         let servers = TaskTracker::new();
         for (listener, router) in [(public, router::public(&app)), (internal, router::internal(&app))] {
-            servers.spawn(server::serve(listener, router, idle, app.closing.clone(), grace));
+            let ending = Ending { leaving: app.leaving.clone(), stop: app.closing.clone(), grace };
+            servers.spawn(server::serve(listener, router, idle, ending));
         }
         let last = CancellationToken::new();
-        servers.spawn(server::serve(metrics, router::metrics(&app), idle, last.clone(), Duration::from_secs(1)));
+        let ending = Ending { leaving: last.clone(), stop: last.clone(), grace: Duration::from_secs(1) };
+        servers.spawn(server::serve(metrics, router::metrics(&app), idle, ending));
         servers.spawn(Arc::clone(&app.tokens).follow_files(app.closing.clone()));
         let every = Duration::from_secs(config.reconcile_seconds.max(1));
         servers.spawn(reconciler::run(Arc::clone(&app.lifecycle), every, app.leaving.clone()));

@@ -9,6 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// What kubectl says when it reached nobody: the request was not taken, so it may be repeated.
+const NOT_REACHED: [&str; 4] =
+    ["TLS handshake timeout", "error dialing backend", "unable to upgrade connection", "connect: connection refused"];
+/// kubectl port-forward says within this time which port it has.
+const FORWARD: Duration = Duration::from_secs(30);
+
 /// The repository's root.
 pub fn repo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -56,11 +62,24 @@ impl Cluster {
         Ok(Self { kubectl, kubeconfig })
     }
 
-    /// Runs kubectl and gives back what it printed, whether or not it succeeded.
+    /// Runs kubectl and gives back what it printed, whether or not it succeeded. When the API server or the kubelet could
+    /// not be talked to at all, which says nothing about anything, it is run again.
     ///
     /// # Errors
     /// When kubectl can't be started.
     pub fn try_kubectl(&self, args: &[&str], stdin: &str) -> Result<Output> {
+        for _ in 0..2 {
+            let out = self.kubectl_once(args, stdin)?;
+            if out.ok || !NOT_REACHED.iter().any(|words| out.stderr.contains(words)) {
+                return Ok(out);
+            }
+            println!("kubectl {}: {}; again", args.join(" "), out.stderr.trim());
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        self.kubectl_once(args, stdin)
+    }
+
+    fn kubectl_once(&self, args: &[&str], stdin: &str) -> Result<Output> {
         let mut child = Command::new(&self.kubectl)
             .env("KUBECONFIG", &self.kubeconfig)
             .args(args)
@@ -192,6 +211,27 @@ impl Cluster {
         Ok(out.trim().to_owned())
     }
 
+    /// Waits until all pods of the Workspace that wait for a session are ready and were told the prompt of this digest:
+    /// whatever is asked for then gets one of them.
+    ///
+    /// # Errors
+    /// When that is not in time.
+    pub async fn warm_pods_know(&self, workspace: (&str, &str), digest: &Value, limit: Duration) -> Result<()> {
+        let (namespace, name) = workspace;
+        let selector = format!("agentapi.dev/pool=warm,agentapi.dev/workspace={name}");
+        eventually("the pods that wait know the prompt", limit, async || {
+            let pods = self.list("pods", namespace, &selector)?;
+            let told = |pod: &Value| pod["metadata"]["annotations"]["agentapi.dev/prompt-digest"] == *digest;
+            let ready = |pod: &Value| {
+                let mut conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+                conditions.any(|it| it["type"] == "Ready" && it["status"] == "True")
+            };
+            let all = !pods.is_empty() && pods.iter().all(|pod| told(pod) && ready(pod));
+            Ok(if all { Ok(()) } else { Err(format!("{} pods", pods.len())) })
+        })
+        .await
+    }
+
     /// Forwards a free loopback port to a port of a pod or Service, such as `pod/x` or `svc/y`.
     ///
     /// # Errors
@@ -206,9 +246,13 @@ impl Cluster {
             .spawn()
             .with_context(|| format!("starting {}", self.kubectl.display()))?;
         let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
-        let line = lines.next().transpose()?.unwrap_or_default();
-        // kubectl dies of a closed pipe at its next connection.
-        std::thread::spawn(move || lines.for_each(drop));
+        let (first, said) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            first.send(lines.next()).ok();
+            // kubectl dies of a closed pipe at its next connection.
+            lines.for_each(drop);
+        });
+        let line = said.recv_timeout(FORWARD).ok().flatten().transpose()?.unwrap_or_default();
         let local =
             line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).and_then(|p| p.parse().ok());
         if let Some(port) = local {
@@ -255,7 +299,8 @@ impl Drop for PortForward {
     }
 }
 
-/// Polls until `check` gives a value; fails at the deadline with the last thing that `check` said.
+/// Polls until `check` gives a value; fails with the last thing that `check` said when it still had none after the
+/// deadline. The time that the check itself takes does not count.
 ///
 /// # Errors
 /// When the deadline passes, or `check` fails for good.
@@ -266,9 +311,10 @@ pub async fn eventually<T>(
 ) -> Result<T> {
     let start = Instant::now();
     loop {
+        let asked = start.elapsed();
         match check().await? {
             Ok(value) => return Ok(value),
-            Err(seen) if start.elapsed() > limit => bail!("{what}: not within {limit:?}; last seen: {seen}"),
+            Err(seen) if asked > limit => bail!("{what}: not within {limit:?}; last seen: {seen}"),
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }

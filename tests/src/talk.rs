@@ -55,6 +55,22 @@ impl Talk {
         self.api.stable(&self.id, self.patience).await
     }
 
+    /// The messages, once the agent is done and draws nothing more either: one in a terminal may do so after it was stopped.
+    ///
+    /// # Errors
+    /// When that is not in time.
+    pub async fn at_rest(&self) -> Result<Vec<Value>> {
+        let mut before = self.stable().await?;
+        eventually("the agent is at rest", self.patience, async || {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let now = self.stable().await?;
+            let same = now == before;
+            before.clone_from(&now);
+            Ok(if same { Ok(now) } else { Err("it still draws".to_owned()) })
+        })
+        .await
+    }
+
     /// Says something; gives back whatever the API answers.
     ///
     /// # Errors

@@ -57,6 +57,7 @@ async fn an_agent_in_a_terminal_asks_is_answered_and_stops(#[case] agent: &str) 
     assert!(question["tool_call"]["raw_input"]["text"].as_str().unwrap().contains("touch allowed"), "{question}");
     assert!(!made("allowed"));
     talk.answer(&question, "allow_once").await?.expect(200)?;
+    talk.says("The command printed:").await?;
     let printed = talk.said().await?;
     assert!(made("allowed"), "{printed}");
     assert!(printed.contains("The command printed:"), "{printed}");

@@ -119,7 +119,9 @@ async fn a_replica_that_shuts_down_says_so_and_ends_streams_cleanly() -> Result<
         Ok(if answer.status == 503 { Ok(()) } else { Err(answer.status.to_string()) })
     })
     .await?;
-    api.get(&format!("/v1/sessions/{id}")).await?.expect(200)?;
+    // Whoever asks on the connection that it has is told to make another one, which goes to another replica.
+    let answer = api.request(Method::GET, &format!("/v1/sessions/{id}")).send().await?.error_for_status()?;
+    assert_eq!(answer.headers().get("connection").and_then(|it| it.to_str().ok()), Some("close"));
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(SOON, async {
         while let Some(Ok(chunk)) = stream.next().await {

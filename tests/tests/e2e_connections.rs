@@ -107,16 +107,22 @@ async fn the_program_of_a_connection_is_repaired_kept_quiet_and_removed_with_it(
         all.extend(owned.iter().map(|kind| version(kind, TENANT, "agentapi-mcp-files")));
         all
     };
+    let two_looks = async || {
+        for _ in 0..2 {
+            let last = observed().await.unwrap();
+            eventually("another look at the server", READY, async || {
+                let now = observed().await?;
+                Ok(if now == last { Err(now) } else { Ok(()) })
+            })
+            .await
+            .unwrap();
+        }
+    };
+    // A look that began while the server was away comes to its end.
+    two_looks().await;
+    said(&cluster, "files", ("Ready", "True", "Reconciled")).await.unwrap();
     let before = versions();
-    for _ in 0..2 {
-        let last = observed().await.unwrap();
-        eventually("another look at the server", READY, async || {
-            let now = observed().await?;
-            Ok(if now == last { Err(now) } else { Ok(()) })
-        })
-        .await
-        .unwrap();
-    }
+    two_looks().await;
     assert_eq!(versions(), before);
 
     // The runtime may get what is named, as long as it is.

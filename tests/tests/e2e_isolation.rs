@@ -226,7 +226,7 @@ async fn what_the_operator_can_not_repair_stays_visible() {
         tenant.namespace()
     );
     cluster.apply(&binding).unwrap();
-    let message = becomes(cluster, slug, "False", "session may get secrets in all namespaces", PERIOD).await;
+    let message = becomes(cluster, slug, "False", "session may get secrets in all namespaces", HEALED).await;
     assert!(message.contains("service-accounts: "), "{message}");
     cluster.kubectl(&["delete", "clusterrolebinding", "e2e-rights"]).unwrap();
     becomes(cluster, slug, "True", "", HEALED).await;

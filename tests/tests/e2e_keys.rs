@@ -7,6 +7,7 @@ use agentapi_runtime::auth::session_token::SessionTokens;
 use agentapi_tests::{
     api::Api,
     cluster::{Cluster, eventually},
+    talk::Talk,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::json;
@@ -109,9 +110,9 @@ async fn all_keys_rotate_while_a_session_is_in_use() {
     let id = body["id"].as_str().unwrap().to_owned();
     api.stable(&id, READY).await.unwrap();
     let say = async |word: &str| {
-        let said = json!({ "content": format!("echo: {word}"), "type": "user" });
-        api.post(&format!("/v1/sessions/{id}/message"), &said).await.unwrap().expect(200).unwrap();
-        let messages = api.stable(&id, READY).await.unwrap();
+        let talk = Talk::of(&api, &id, READY);
+        talk.send(&format!("echo: {word}")).await.unwrap();
+        let messages = talk.stable().await.unwrap();
         assert!(messages.last().unwrap()["content"].as_str().unwrap().contains(word), "{messages:?}");
     };
     say("before-the-rotation").await;

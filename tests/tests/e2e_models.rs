@@ -154,7 +154,12 @@ async fn claude_talks_to_gemini_through_the_router_and_has_no_key() {
         );
         run("model-router", &["node", "-e", &script]).stdout.trim().to_owned()
     };
-    assert_eq!(reaches(&format!("{MODEL}/health")), "open");
+    eventually("the model's port is open", READY, async || {
+        let seen = reaches(&format!("{MODEL}/health"));
+        Ok(if seen == "open" { Ok(()) } else { Err(seen) })
+    })
+    .await
+    .unwrap();
     assert_eq!(reaches("http://oidc.agentapi-demo.svc.cluster.local:9000/.well-known/openid-configuration"), "closed");
 
     api.delete(&format!("/v1/sessions/{session}")).await.unwrap();

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 const SYSTEM: &str = names::SYSTEM_NAMESPACE;
 const READY: Duration = Duration::from_secs(120);
+/// With the grace period.
+const GONE: Duration = Duration::from_secs(240);
 
 fn decoded(value: &Value) -> String {
     String::from_utf8(STANDARD.decode(value.as_str().unwrap()).unwrap()).unwrap()
@@ -46,7 +48,7 @@ async fn receipt_of(cluster: &Cluster, organization: &str, id: &str) -> Value {
 }
 
 async fn gone(cluster: &Cluster, kind: &str, name: &str) {
-    eventually(&format!("{kind} {name} is gone"), READY, async || {
+    eventually(&format!("{kind} {name} is gone"), GONE, async || {
         let left = cluster.get(kind, None, name)?;
         Ok(left.map_or(Ok(()), |left| Err(left["status"].to_string())))
     })
@@ -87,7 +89,7 @@ async fn an_organization_leaves_and_its_session_ends_in_order() {
     let id = organization["metadata"]["uid"].as_str().unwrap().to_owned();
 
     let mut events = gina.events(&format!("/v1/sessions/{session}/events"), None).await.unwrap();
-    let grace = r#"{"spec":{"drainGracePeriodSeconds":25}}"#;
+    let grace = r#"{"spec":{"drainGracePeriodSeconds":60}}"#;
     cluster.kubectl(&["patch", "organization", "globex", "--type=merge", "-p", grace]).unwrap();
     cluster.kubectl(&["delete", "organization", "globex", "--wait=false"]).unwrap();
     has(&cluster, "organization", None, "globex", "sessions may go on until").await;
@@ -103,7 +105,7 @@ async fn an_organization_leaves_and_its_session_ends_in_order() {
 
     gone(&cluster, "organization", "globex").await;
     let mut notices = Vec::new();
-    while let Some(event) = events.recv().await {
+    while let Some(event) = tokio::time::timeout(READY, events.recv()).await.expect("the stream ends") {
         if event.name == "agent_error" {
             notices.push(event.data);
         }

@@ -5,6 +5,7 @@
 use agentapi_tests::{
     api::Api,
     cluster::{Cluster, PortForward, eventually, repo},
+    talk::Talk,
 };
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -45,18 +46,6 @@ async fn in_use(cluster: &Cluster, namespace: &str, name: &str) {
     .unwrap();
 }
 
-/// All pods of `web` that wait were told the text of this digest.
-async fn prepared(cluster: &Cluster, digest: &Value) {
-    eventually("the pods that wait know the prompt", READY, async || {
-        let pods = cluster.list("pods", "agentapi-acme", "agentapi.dev/pool=warm,agentapi.dev/workspace=web")?;
-        let told = |pod: &Value| pod["metadata"]["annotations"]["agentapi.dev/prompt-digest"] == *digest;
-        let all = !pods.is_empty() && pods.iter().all(told);
-        Ok(if all { Ok(()) } else { Err(format!("{} pods", pods.len())) })
-    })
-    .await
-    .unwrap();
-}
-
 async fn session(api: &Api, workspace: &str) -> Value {
     let body = api.post("/v1/sessions", &json!({ "workspace": workspace })).await.unwrap().expect(201).unwrap();
     api.stable(body["id"].as_str().unwrap(), READY).await.unwrap();
@@ -65,9 +54,8 @@ async fn session(api: &Api, workspace: &str) -> Value {
 
 /// What the model was told when this was said.
 async fn told(model: &PortForward, api: &Api, session: &Value, words: &str) -> String {
-    let path = format!("/v1/sessions/{}/message", session["id"].as_str().unwrap());
-    let message = json!({ "content": format!("echo: {words}"), "type": "user" });
-    api.post(&path, &message).await.unwrap().expect(200).unwrap();
+    let talk = Talk::of(api, session["id"].as_str().unwrap(), TURN);
+    talk.send(&format!("echo: {words}")).await.unwrap();
     let requests = Api::new(&model.url(), None).unwrap();
     eventually("the request to the model", TURN, async || {
         let seen = requests.get("/requests").await?.expect(200)?;
@@ -99,7 +87,7 @@ async fn the_model_is_told_what_the_policies_say() {
 
     // The agent of a pod that waits knows what its workspace is told, and is not started again for a session.
     let preview = alice.post("/v1/prompts/preview", &json!({"workspace": "web"})).await.unwrap().expect(200).unwrap();
-    prepared(&cluster, &preview["digest"]).await;
+    cluster.warm_pods_know(("agentapi-acme", "web"), &preview["digest"], READY).await.unwrap();
     let warm = session(&alice, "web").await;
     let mine = format!("agentapi.dev/session={}", warm["id"].as_str().unwrap());
     let pods = cluster.list("pods", "agentapi-acme", &mine).unwrap();

@@ -5,6 +5,7 @@
 use agentapi_tests::{
     api::{Api, Event},
     cluster::{Cluster, eventually, repo},
+    talk::Talk,
 };
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -37,10 +38,9 @@ fn agent_texts(messages: &[Value]) -> Vec<String> {
 }
 
 async fn turn(api: &Api, session: &str, text: &str) -> Vec<Value> {
-    let path = format!("/v1/sessions/{session}/message");
-    let answer = api.post(&path, &json!({ "content": text, "type": "user" })).await.unwrap();
-    assert_eq!(answer.expect(200).unwrap()["ok"], true);
-    api.stable(session, TURN).await.unwrap()
+    let talk = Talk::of(api, session, TURN);
+    talk.send(text).await.unwrap();
+    talk.stable().await.unwrap()
 }
 
 async fn wait_for(events: &mut mpsc::Receiver<Event>, what: &str, mut matches: impl FnMut(&Event) -> bool) -> Event {

@@ -78,14 +78,18 @@ async fn a_suspended_session_goes_on_where_it_was() {
     patient.apply();
     let alice = Api::new(&cluster.api_url().unwrap(), Some(cluster.token("acme-alice").unwrap())).unwrap();
     alice.end_all().await.unwrap();
+    let model = cluster.port_forward("agentapi-demo", "svc/fake-model", 8000).unwrap();
+    let requests = Api::new(&model.url(), None).unwrap();
     eventually("a warm pod with its volume", READY, async || {
         let seen = cluster.get("workspace", Some("team-acme"), "patient")?.unwrap_or_default();
         Ok(if seen["status"]["warmPods"] == 1 { Ok(()) } else { Err(seen["status"].to_string()) })
     })
     .await
     .unwrap();
-    let model = cluster.port_forward("agentapi-demo", "svc/fake-model", 8000).unwrap();
-    let requests = Api::new(&model.url(), None).unwrap();
+    // A pod whose agent is just being told its prompt is taken by nobody.
+    let preview = json!({"workspace": "patient"});
+    let preview = alice.post("/v1/prompts/preview", &preview).await.unwrap().expect(200).unwrap();
+    cluster.warm_pods_know((TENANT, "patient"), &preview["digest"], READY).await.unwrap();
 
     // Once from a warm pod, whose volume Kubernetes made, and once from a cold one.
     for round in ["warm", "cold"] {

@@ -64,6 +64,7 @@ async fn an_agent_works_in_its_terminal_in_a_session_pod(#[case] agent: &'static
     talk.send("run: touch made && ls").await.unwrap();
     let permission = talk.asked().await.unwrap();
     talk.answer(&permission, "allow_once").await.unwrap().expect(200).unwrap();
+    talk.says("The command printed").await.unwrap();
     let said = talk.said().await.unwrap();
     assert!(said.contains("The command printed") && said.contains("made"), "{said}");
 
@@ -83,7 +84,7 @@ async fn an_agent_works_in_its_terminal_in_a_session_pod(#[case] agent: &'static
     })
     .await
     .unwrap();
-    let before = talk.stable().await.unwrap();
+    let before = talk.at_rest().await.unwrap();
     assert!(!last(&before).unwrap().contains("word 600"));
 
     let (namespace, pod) = cluster.session_pod(&talk.id).unwrap().unwrap();

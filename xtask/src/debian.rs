@@ -26,13 +26,20 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     }
     progress::step(&format!("install {list}"), || {
         let logs = paths::logs()?;
-        sh::logged(Command::new("apt-get").args(["update", "-qq"]), &logs.join("apt-update.log"))?;
-        let mut install = Command::new("apt-get");
+        sh::logged(apt_get().args(["update", "-qq"]), &logs.join("apt-update.log"))?;
+        let mut install = apt_get();
         install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing);
         // Installing must not start system-wide daemons: the cluster runs its own.
         install.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
         sh::logged(&mut install, &logs.join("apt-install.log"))
     })
+}
+
+/// Downloads that break off are tried again.
+fn apt_get() -> Command {
+    let mut apt_get = Command::new("apt-get");
+    apt_get.args(["-o", "Acquire::Retries=3"]);
+    apt_get
 }
 
 /// A program out of a Debian package, without installing the package and the service that it would start.
@@ -47,9 +54,9 @@ pub(crate) fn unpacked(name: &str, package: &str) -> Result<PathBuf> {
     progress::step(&format!("{name} from the Debian package {package}"), || {
         let (logs, folder) = (paths::logs()?, tempfile::tempdir()?);
         if is_root() {
-            sh::logged(Command::new("apt-get").args(["update", "-qq"]), &logs.join("apt-update.log"))?;
+            sh::logged(apt_get().args(["update", "-qq"]), &logs.join("apt-update.log"))?;
         }
-        let mut download = Command::new("apt-get");
+        let mut download = apt_get();
         download.current_dir(folder.path()).args(["download", "-qq", package]);
         sh::logged(&mut download, &logs.join("apt-download.log")).with_context(|| {
             format!("{name} is not on PATH; install it, for example with apt-get install {package}")

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
+use axum::http::HeaderValue;
+use axum::http::header::CONNECTION;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -25,19 +27,30 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// More than this in a request's head is refused (431).
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 
-/// Serves until `stop`; then takes no new connections and lets the open ones finish within `grace`. A connection without
-/// a request is closed after `idle`; let that be longer than the load balancer's own timeout, so that the balancer
-/// closes first and none of its requests meets a closed connection.
-pub async fn serve(listener: TcpListener, router: Router, idle: Duration, stop: CancellationToken, grace: Duration) {
+/// When a server ends, in two steps.
+#[derive(Clone, Debug)]
+pub struct Ending {
+    /// Each answer from now on says that its connection is closed. A client that goes on asking on the connection that it
+    /// has would else meet its end in the middle of a request: only new connections go to other replicas.
+    pub leaving: CancellationToken,
+    /// No new connections are taken.
+    pub stop: CancellationToken,
+    /// How long the open ones may take to finish then.
+    pub grace: Duration,
+}
+
+/// Serves until the end. A connection without a request is closed after `idle`; let that be longer than the load
+/// balancer's own timeout, so that the balancer closes first and none of its requests meets a closed connection.
+pub async fn serve(listener: TcpListener, router: Router, idle: Duration, ending: Ending) {
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
-            () = stop.cancelled() => break,
+            () = ending.stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
-                connections.spawn(connection(stream, peer, router.clone(), idle, stop.clone()));
+                connections.spawn(connection(stream, peer, router.clone(), idle, ending.clone()));
             }
             Err(error) => {
                 // Out of file descriptors, most likely: a pause lets some come back.
@@ -48,12 +61,13 @@ pub async fn serve(listener: TcpListener, router: Router, idle: Duration, stop: 
     }
     drop(listener);
     connections.close();
-    if tokio::time::timeout(grace, connections.wait()).await.is_err() {
+    if tokio::time::timeout(ending.grace, connections.wait()).await.is_err() {
         tracing::warn!(connections = connections.len(), "closing connections that did not finish in time");
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, idle: Duration, stop: CancellationToken) {
+async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, idle: Duration, ending: Ending) {
+    let Ending { leaving, stop, .. } = ending;
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
@@ -61,9 +75,12 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, idle: D
     let stream = HeadDeadline::new(stream, busy.clone(), HEAD_TIMEOUT);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
-        let (held, router) = (busy.hold(), router.clone());
+        let (held, router, leaving) = (busy.hold(), router.clone(), leaving.clone());
         async move {
-            let response = router.oneshot(linger::patiently(request)).await?;
+            let mut response = router.oneshot(linger::patiently(request)).await?;
+            if leaving.is_cancelled() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             Ok::<_, Infallible>(response.map(|body| HoldingBody::new(body, held)))
         }
     });

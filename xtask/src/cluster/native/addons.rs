@@ -50,7 +50,7 @@ pub(crate) fn apply(programs: &Path, new: bool) -> Result<()> {
     };
     let manifest = paths::repo().join("devcluster/manifests/coredns.yaml");
     // The default service account's token controller may be a moment behind a fresh API server.
-    wait_for("cluster DNS manifest", Duration::from_secs(30), || {
+    wait_for("cluster DNS manifest", Duration::from_secs(60), || {
         kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &manifest.to_string_lossy()])
             .map(drop)
             .map_err(|error| error.to_string())

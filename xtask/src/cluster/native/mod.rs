@@ -180,7 +180,9 @@ fn control_plane(layout: &Layout, programs: &Path, tools: &Path, procs: &mut Pro
     })?;
     let manifests = paths::repo().join("devcluster/manifests");
     for name in ["bootstrap.yaml", "storage.yaml"] {
-        kubectl(&["apply", "-f", &manifests.join(name).to_string_lossy()]).map_err(anyhow::Error::msg)?;
+        // A fresh API server is ready a moment before it has all that apply asks for.
+        let manifest = manifests.join(name);
+        wait_for(name, Duration::from_secs(60), || kubectl(&["apply", "-f", &manifest.to_string_lossy()]).map(drop))?;
     }
     procs.ensure(
         "kube-controller-manager",
