@@ -16,7 +16,7 @@ use agentapi_crds::names;
 use anyhow::{Context as _, bail};
 use k8s_openapi::jiff::Timestamp;
 use kube::{
-    Client,
+    Client, Config as Cluster,
     runtime::events::{Recorder, Reporter},
 };
 use std::{
@@ -27,6 +27,10 @@ use tokio::{net::TcpListener, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+/// Longer than any answer of the API server is silent: it ends a watch after 290 seconds. A request that its machine took
+/// with it would never end otherwise, and neither would the loop that waits for it.
+const API_SERVER_SILENCE: Duration = Duration::from_secs(300);
+
 /// Run until a signal, or until another replica leads.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let stop = shutdown::token().context("can't listen for signals")?;
@@ -35,7 +39,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("can't listen on {}", config.listen))?;
     let probes = tokio::spawn(health.clone().serve(listener, stop.clone()));
-    let client = Client::try_default().await.context(
+    let client = client().await.context(
         "can't find the Kubernetes API; run in a pod with a ServiceAccount, or set KUBECONFIG to a kubeconfig file",
     )?;
     let identity = config.pod_name.clone().unwrap_or_else(|| format!("operator-{}", Uuid::new_v4()));
@@ -64,6 +68,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     result
 }
 
+async fn client() -> kube::Result<Client> {
+    let mut cluster = Cluster::infer().await.map_err(kube::Error::InferConfig)?;
+    cluster.read_timeout = Some(API_SERVER_SILENCE);
+    cluster.reset_reader_on_write = true;
+    Client::try_from(cluster)
+}
+
 enum Turn {
     Ours,
     Stopped,
@@ -73,15 +84,16 @@ async fn wait_for_turn(elector: &mut Elector, health: &Health, stop: &Cancellati
     loop {
         let attempt = tokio::select! {
             () = stop.cancelled() => return Turn::Stopped,
-            attempt = elector.attempt() => attempt,
+            attempt = tokio::time::timeout(elector.period() * 3, elector.attempt()) => attempt,
         };
         match attempt {
-            Ok(Outcome::Leading) => {
+            Ok(Ok(Outcome::Leading)) => {
                 health.set_ready(true);
                 return Turn::Ours;
             }
-            Ok(Outcome::Standby) => health.set_ready(true),
-            Err(error) => tracing::warn!(%error, "can't take part in the leader election"),
+            Ok(Ok(Outcome::Standby)) => health.set_ready(true),
+            Ok(Err(error)) => tracing::warn!(%error, "can't take part in the leader election"),
+            Err(_) => tracing::warn!("taking part in the leader election takes too long"),
         }
         tokio::select! {
             () = stop.cancelled() => return Turn::Stopped,

@@ -42,6 +42,9 @@ use crate::store::{Store, StoreError};
 const POD_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const PROVIDER_TIMEOUT: Duration = Duration::from_secs(5);
 const POD_IDLE_CONNECTIONS: usize = 4;
+/// Longer than any answer of the API server is silent: it ends a watch after 290 seconds. A request that its machine took
+/// with it would never end otherwise, and neither would the loop that waits for it.
+const API_SERVER_SILENCE: Duration = Duration::from_secs(300);
 
 /// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +118,10 @@ impl Server {
     /// With pods in the cluster that this process runs in (or that KUBECONFIG names).
     pub async fn in_cluster(config: ServeConfig) -> Result<Self, ServeError> {
         let metrics = Metrics::new()?;
-        let client = kube::Client::try_default().await?;
+        let mut cluster = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
+        cluster.read_timeout = Some(API_SERVER_SILENCE);
+        cluster.reset_reader_on_write = true;
+        let client = kube::Client::try_from(cluster)?;
         let secrets = Arc::new(KubernetesSecrets::new(client.clone()));
         let pods = Arc::new(KubernetesPods::new(client, metrics.clone()));
         Self::with_pods(config, pods, secrets, metrics).await

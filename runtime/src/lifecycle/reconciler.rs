@@ -20,6 +20,8 @@ use crate::store::sessions::{Phase, Session};
 
 /// A pod without a live session may be one whose row is not written yet; it gets this long.
 const ORPHAN_ROUNDS: u32 = 2;
+/// One tenant never takes longer: the next round goes on with what is left, and whoever leads must get to the others.
+const TENANT_LIMIT: Duration = Duration::from_secs(300);
 
 /// What the leader remembers from round to round; a new leader begins with nothing, which costs it one more write.
 #[derive(Default)]
@@ -86,13 +88,15 @@ async fn round(lifecycle: &Arc<Lifecycle>, memory: &mut Memory) -> Result<(), Li
         let organization = Arc::new(organization);
         next.draining = draining.remove(&organization.id);
         // One tenant's trouble must not keep the loop from the others.
-        match tenant(lifecycle, &organization, memory, &mut next).await {
-            Ok(sessions) => {
+        let seen = tokio::time::timeout(TENANT_LIMIT, tenant(lifecycle, &organization, memory, &mut next));
+        match seen.await {
+            Ok(Ok(sessions)) => {
                 for session in sessions {
                     *per_phase.entry(session.phase.as_str()).or_default() += 1;
                 }
             }
-            Err(error) => tracing::warn!(organization = organization.slug, %error, "session reconciler"),
+            Ok(Err(error)) => tracing::warn!(organization = organization.slug, %error, "session reconciler"),
+            Err(_) => tracing::warn!(organization = organization.slug, "session reconciler: it takes too long"),
         }
     }
     lifecycle.renewals.keep(&next.sessions);
