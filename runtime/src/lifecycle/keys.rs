@@ -44,32 +44,47 @@ impl Renewals {
         self.of_sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// False: somebody is at it, or it is not time yet.
-    fn begin(&self, session: Uuid, is_present: bool) -> bool {
+    /// None: somebody is at it, or it is not time yet.
+    fn begin(self: &Arc<Self>, session: Uuid, is_present: bool) -> Option<Renewing> {
         let mut renewals = self.locked();
         let wait = match renewals.get(&session) {
             Some(Renewal::UnderWay) => true,
             Some(Renewal::Done(at)) => is_present && at.elapsed() < RENEW_EVERY,
             None => false,
         };
-        if !wait {
+        (!wait).then(|| {
             renewals.insert(session, Renewal::UnderWay);
-        }
-        !wait
-    }
-
-    fn end(&self, session: Uuid, done: bool) {
-        let mut renewals = self.locked();
-        if done {
-            renewals.insert(session, Renewal::Done(Instant::now()));
-        } else {
-            renewals.remove(&session);
-        }
+            Renewing { renewals: Arc::clone(self), session, done: false }
+        })
     }
 
     /// Forgets all other sessions.
     pub(super) fn keep(&self, sessions: &HashSet<Uuid>) {
         self.locked().retain(|session, renewal| matches!(renewal, Renewal::UnderWay) || sessions.contains(session));
+    }
+}
+
+/// Under way until it is dropped, which a panic and the end of its task do too.
+struct Renewing {
+    renewals: Arc<Renewals>,
+    session: Uuid,
+    done: bool,
+}
+
+impl Renewing {
+    fn end(mut self, done: bool) {
+        self.done = done;
+    }
+}
+
+impl Drop for Renewing {
+    fn drop(&mut self) {
+        let mut renewals = self.renewals.locked();
+        if self.done {
+            renewals.insert(self.session, Renewal::Done(Instant::now()));
+        } else {
+            renewals.remove(&self.session);
+        }
     }
 }
 
@@ -79,15 +94,16 @@ impl Lifecycle {
         let Some(pod) = pod.filter(|_| session.phase == Phase::Running) else { return };
         let is_present = self.has_present_keys(pod);
         let is_young = session.age_seconds < RENEW_EVERY.as_secs_f64();
-        if is_present && is_young || !self.renewals.begin(session.id, is_present) {
+        if is_present && is_young {
             return;
         }
+        let Some(renewing) = self.renewals.begin(session.id, is_present) else { return };
         let (lifecycle, organization) = (Arc::clone(self), Arc::clone(organization));
         let (session, pod) = (session.clone(), pod.clone());
         self.tasks.spawn(async move {
             let _place = lifecycle.renewals.places.of(organization.id).acquire_owned().await;
             let renewed = lifecycle.rekey(&organization, &session, &pod).await;
-            lifecycle.renewals.end(session.id, renewed.is_ok());
+            renewing.end(renewed.is_ok());
             if let Err(error) = renewed {
                 tracing::warn!(session = %session.id, %error, "cannot renew the session's keys; trying again");
             }
@@ -116,5 +132,35 @@ impl Lifecycle {
         self.pods.rekey(&organization.slug, &pod.name, &rekey).await?;
         self.agents.rekey(Target { session: session.id, pod: &pod.name, ip }, &rekey).await?;
         Ok(self.pods.rekeyed(&organization.slug, &pod.name, &rekey).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::panic)]
+    use super::*;
+
+    #[tokio::test]
+    async fn a_renewal_that_panics_or_is_cut_off_is_taken_up_again() {
+        let (renewals, session) = (Arc::new(Renewals::default()), Uuid::nil());
+        let renewing = renewals.begin(session, false);
+        assert!(renewing.is_some() && renewals.begin(session, false).is_none());
+        let panics = tokio::spawn(async move {
+            let _renewing = renewing;
+            panic!("on purpose");
+        });
+        assert!(panics.await.is_err_and(|error| error.is_panic()));
+
+        let renewing = renewals.begin(session, false);
+        assert!(renewing.is_some());
+        let never = tokio::spawn(async move {
+            let _renewing = renewing;
+            std::future::pending::<()>().await;
+        });
+        never.abort();
+        assert!(never.await.is_err_and(|error| error.is_cancelled()));
+
+        assert!(renewals.begin(session, false).map(|renewing| renewing.end(true)).is_some());
+        assert!(renewals.begin(session, true).is_none(), "it is not time yet");
     }
 }

@@ -79,7 +79,7 @@ pub struct Lifecycle {
     tasks: TaskTracker,
     /// Sessions whose pods are being asked whether they can be suspended.
     asked: Mutex<HashSet<Uuid>>,
-    renewals: keys::Renewals,
+    renewals: Arc<keys::Renewals>,
 }
 
 impl Lifecycle {
@@ -103,7 +103,7 @@ impl Lifecycle {
             start_deadline,
             tasks: TaskTracker::new(),
             asked: Mutex::default(),
-            renewals: keys::Renewals::default(),
+            renewals: Arc::default(),
         }
     }
 

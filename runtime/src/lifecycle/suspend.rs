@@ -36,16 +36,19 @@ impl Lifecycle {
         pod: Pod,
         idle: Duration,
     ) {
-        let asked = || self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if !asked().insert(session.id) {
+        let id = session.id;
+        if !self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(id) {
             return;
         }
-        let (lifecycle, organization, session) = (Arc::clone(self), Arc::clone(organization), session.clone());
+        // A panic and the end of the task take it back too.
+        let lifecycle = scopeguard::guard(Arc::clone(self), move |lifecycle| {
+            lifecycle.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        });
+        let (organization, session) = (Arc::clone(organization), session.clone());
         self.tasks.spawn(async move {
             if let Err(error) = lifecycle.suspend(&organization, &session, &pod, idle).await {
-                tracing::warn!(session = %session.id, %error, "cannot suspend the session yet");
+                tracing::warn!(session = %id, %error, "cannot suspend the session yet");
             }
-            lifecycle.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&session.id);
         });
     }
 
