@@ -1,9 +1,10 @@
 //! Which connection a transaction of a tenant gets, and what becomes of it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 use agentapi_runtime::store::identity::Organization;
+use agentapi_runtime::store::leader::SESSION_RECONCILER;
 use agentapi_runtime::store::{Store, TenantScope};
 use agentapi_tests::cluster::eventually;
-use agentapi_tests::pg::Database;
+use agentapi_tests::pg::{Database, Server, ServerOptions};
 use secrecy::SecretString;
 use sqlx::{Connection, PgConnection};
 use std::collections::BTreeSet;
@@ -122,18 +123,19 @@ async fn a_server_that_cut_its_connections_is_not_noticed() {
     }
 }
 
+fn signal(pid: i32, name: &str) {
+    let sent = std::process::Command::new("kill").args([name, &pid.to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
 /// As when the machine of Postgres lost its power: nothing comes back, not even a refusal.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_process_that_says_nothing_is_left() {
     let mut fixture = Fixture::new(1, 16).await;
     let silent = fixture.used_by(0).await;
-    let signal = |name: &str| {
-        let sent = std::process::Command::new("kill").args([name, &silent.to_string()]).status().unwrap();
-        assert!(sent.success());
-    };
-    signal("-STOP");
+    signal(silent, "-STOP");
     let other = tokio::time::timeout(Duration::from_secs(20), fixture.used_by(0)).await;
-    signal("-CONT");
+    signal(silent, "-CONT");
     assert_ne!(other.expect("still waiting for it"), silent);
 }
 
@@ -159,4 +161,58 @@ async fn an_organization_is_not_asked_for_again_and_again_and_one_that_is_gone_i
     })
     .await
     .unwrap();
+}
+
+/// Else a replica would wait for it, and neither lead nor let another one lead.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lead_is_given_up_when_its_connection_says_nothing() {
+    let mut fixture = Fixture::new(0, 16).await;
+    let mut leadership = fixture.store.try_lead(SESSION_RECONCILER).await.unwrap().unwrap();
+    leadership.confirm().await.unwrap();
+    let holder = "select pid from pg_locks where locktype = 'advisory' and granted
+                  and database = (select oid from pg_database where datname = current_database())";
+    let holder: i32 = sqlx::query_scalar(holder).fetch_one(&mut fixture.admin).await.unwrap();
+    signal(holder, "-STOP");
+    let confirmed = tokio::time::timeout(Duration::from_secs(20), leadership.confirm()).await;
+    signal(holder, "-CONT");
+    confirmed.expect("still waiting for it").expect_err("nothing was said");
+}
+
+/// By itself, Postgres takes two hours to see that a replica's machine is gone, and keeps its locks meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_looks_whether_replicas_are_still_there() {
+    let server = Server::start(ServerOptions { log_statements: true, ..ServerOptions::default() }).await.unwrap();
+    let db = Database::create_on(std::sync::Arc::clone(&server)).await.unwrap();
+    let store = Store::connect(&SecretString::from(db.runtime_url()), 4).unwrap();
+    store.ping().await.unwrap();
+    let log = server.log().unwrap();
+    assert!(log.contains("set tcp_keepalives_idle = 10;"), "{log}");
+    let operator = agentapi_operator::tenancy::pool(&SecretString::from(db.operator_url())).unwrap();
+    for (setting, value) in [("tcp_keepalives_idle", "10"), ("tcp_user_timeout", "30s"), ("statement_timeout", "10s")] {
+        let show = sqlx::AssertSqlSafe(format!("show {setting}"));
+        assert_eq!(sqlx::query_scalar::<_, String>(show).fetch_one(&operator).await.unwrap(), value, "{setting}");
+    }
+}
+
+/// As when Postgres starts again, or a proxy between drops what is quiet.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_listens_goes_on_after_the_connection_was_cut() {
+    let mut fixture = Fixture::new(1, 16).await;
+    let mut listening = fixture.store.cancellations().await.unwrap();
+    let cut = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = current_database()
+               and query like 'LISTEN%'";
+    assert!(sqlx::query_scalar::<_, bool>(cut).fetch_one(&mut fixture.admin).await.unwrap());
+    let (store, organization) = (fixture.store.clone(), fixture.organizations[0].clone());
+    // Said again and again: what is said while nobody listens is heard by nobody.
+    let telling = tokio::spawn(async move {
+        loop {
+            let mut tx = store.tenant_tx(&TenantScope::system(&organization)).await.unwrap();
+            tx.tell_cancelled("the request").await.unwrap();
+            tx.commit().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let heard = tokio::time::timeout(Duration::from_secs(30), listening.next()).await;
+    telling.abort();
+    assert_eq!(heard.expect("deaf").unwrap(), "the request");
 }

@@ -83,7 +83,10 @@ pub fn pool(url: &SecretString) -> Result<PgPool> {
     let options = PgConnectOptions::from_str(url.expose_secret())
         .map_err(|_| Error::Url)?
         .application_name("agentapi-operator")
-        .options([("statement_timeout", "10s"), ("lock_timeout", "5s")]);
+        .options([("statement_timeout", "10s"), ("lock_timeout", "5s")])
+        // Postgres would give an operator whose machine is gone two hours, and keep what it has locked.
+        .options([("tcp_keepalives_idle", "10"), ("tcp_keepalives_interval", "5"), ("tcp_keepalives_count", "3")])
+        .options([("tcp_user_timeout", "30000")]);
     Ok(PgPoolOptions::new()
         .max_connections(5)
         .acquire_timeout(Duration::from_secs(8))

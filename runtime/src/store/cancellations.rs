@@ -1,11 +1,17 @@
 //! Word from one replica to all of them that a request was cancelled. Postgres carries it and keeps nothing: whoever is
 //! away meanwhile does not hear of it. May touch: one connection besides those of the pool.
 
-use sqlx::postgres::{PgListener, PgPoolOptions};
+use std::time::Duration;
 
-use super::{ACQUIRE_TIMEOUT, Store, StoreError, TenantTx};
+use sqlx::Executor;
+use sqlx::postgres::{PgListener, PgPoolOptions};
+use tokio::time::timeout;
+
+use super::{ACQUIRE_TIMEOUT, ANSWER, Store, StoreError, TenantTx};
 
 const CHANNEL: &str = "agentapi_mcp_cancelled";
+/// Whoever only listens never notices that the other side is gone: after this long without a word it is asked.
+const QUIET: Duration = Duration::from_secs(30);
 
 /// What all replicas say.
 pub struct Cancellations(PgListener);
@@ -29,7 +35,12 @@ impl Store {
 impl Cancellations {
     /// The name of the next request that was cancelled.
     pub async fn next(&mut self) -> Result<String, StoreError> {
-        Ok(self.0.recv().await?.payload().to_owned())
+        loop {
+            if let Ok(said) = timeout(QUIET, self.0.recv()).await {
+                return Ok(said?.payload().to_owned());
+            }
+            timeout(ANSWER, self.0.execute("select 1")).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+        }
     }
 }
 

@@ -3,8 +3,9 @@
 
 use sqlx::Postgres;
 use sqlx::pool::PoolConnection;
+use tokio::time::timeout;
 
-use super::{Store, StoreError};
+use super::{ANSWER, Store, StoreError};
 
 /// First key of every advisory lock of this program; the second one names the job.
 const NAMESPACE: i32 = 7001;
@@ -39,7 +40,8 @@ impl Store {
 impl Leadership {
     /// Whether the connection, and with it the lock, is still there.
     pub async fn confirm(&mut self) -> Result<(), StoreError> {
-        sqlx::query("select 1").execute(&mut *self.connection).await?;
+        let answer = timeout(ANSWER, sqlx::query("select 1").execute(&mut *self.connection)).await;
+        answer.map_err(|_| sqlx::Error::PoolTimedOut)??;
         Ok(())
     }
 

@@ -25,8 +25,8 @@ use std::time::Duration;
 
 use moka::future::Cache;
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Executor, PgPool};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
@@ -38,6 +38,12 @@ use shelf::{Borrowed, Entry, Shelf};
 const MIN_CONNECTIONS: u32 = 2;
 /// A request that waits longer for a connection is answered with 503.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(8);
+/// A connection that answers a word later than this is broken: a server that lost its power says nothing.
+const ANSWER: Duration = Duration::from_secs(3);
+/// For Postgres, which would give a replica whose machine is gone two hours: the lead that it has and its rows stay locked
+/// meanwhile. Not among the options of the connection, which a pooler in front refuses.
+const NOTICE_WHO_IS_GONE: &str = "set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; \
+    set tcp_keepalives_count = 3; set tcp_user_timeout = 30000";
 /// How long a changed or deleted organization may go unnoticed where it is looked for by its slug.
 const BY_SLUG_TTL: Duration = Duration::from_secs(3);
 /// A request that waits longer behind others of its organization is answered with 429.
@@ -144,6 +150,9 @@ impl Store {
             .min_connections(MIN_CONNECTIONS.min(max_connections))
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .idle_timeout(Duration::from_secs(300))
+            .after_connect(|connection, _| {
+                Box::pin(async move { connection.execute(NOTICE_WHO_IS_GONE).await.map(drop) })
+            })
             .connect_lazy_with(options);
         let shelf = Arc::new(Shelf::new(pool.clone(), max_connections));
         // One tenant's burst must leave connections for the others.

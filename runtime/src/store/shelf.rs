@@ -14,12 +14,11 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
+use super::ANSWER;
 use crate::auth::Role;
 
 /// A connection that its organization hasn't used for this long goes back to the pool, which closes idle ones.
 const KEEP: Duration = Duration::from_secs(30);
-/// A kept connection that answers later than this is broken: a server that lost its power says nothing.
-const ANSWER: Duration = Duration::from_secs(3);
 /// Connections of the pool that tenants never take: for leaderships, which keep theirs, and for statements without a tenant.
 const RESERVED: usize = 5;
 
