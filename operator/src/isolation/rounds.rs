@@ -1,11 +1,12 @@
 //! When what is tried: each Organization every period, a probe pod every longer period, a few at the same time.
-use super::{Outcome, Probe, access, api, board::settle, database, fences, pod, ranges, token::Mint};
+use super::{Outcome, Probe, access, api, board::settle, database, database::Fences, fences, pod, ranges, token::Mint};
 use crate::{
     context::Context,
     controllers::organization::{build, dereference, validate::validate},
     ticks,
 };
 use agentapi_crds::{Organization, Workspace, conditions::DATABASE_READY, names};
+use futures::FutureExt;
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use std::{
     collections::{HashMap, HashSet},
@@ -17,8 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 /// Organizations that are probed at the same time.
 const AT_ONCE: usize = 4;
-/// One round of one Organization never takes longer.
+/// Nothing that is tried takes longer. Waiting for one of the places is not counted.
 const LIMIT: Duration = Duration::from_secs(120);
+/// What is said of a probe that did.
+const TOO_LONG: &str = "it took too long";
 /// How often we look for what is due.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -72,46 +75,60 @@ pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
         context.metrics.keep_isolation(&organizations.iter().map(|organization| organization.name_any()).collect());
         if !busy.contains("shared") && shared.is("shared", now, period) {
             busy.insert("shared".to_owned());
-            running.spawn(limited(context.clone(), "shared".to_owned(), |context| async move {
+            let context = context.clone();
+            running.spawn(async move {
                 shared_round(&context).await;
-            }));
+                "shared".to_owned()
+            });
         }
         for organization in organizations.into_iter().filter(|organization| fences::is_in_place(organization)) {
-            let name = organization.name_any();
+            let (name, reference) = (organization.name_any(), ObjectRef::from_obj(&*organization));
             let (round, pod) = (format!("round {name}"), format!("pod {name}"));
             if !busy.contains(&round) && rounds.is(&round, now, period) {
                 busy.insert(round.clone());
-                let (client, organization, places) = (client.clone(), organization.clone(), places.clone());
-                running.spawn(limited(context.clone(), round, |context| async move {
-                    let _place = places.acquire().await;
-                    round_of(&context, &client, &organization).await;
-                }));
+                let (context, client, places) = (context.clone(), client.clone(), places.clone());
+                let reference = reference.clone();
+                running.spawn(async move {
+                    let _place = places.acquire_owned().await;
+                    if let Some(organization) = as_it_is_now(&context, &reference) {
+                        round_of(&context, &client, &organization).await;
+                    }
+                    round
+                });
             }
             if !busy.contains(&pod) && pods.is(&pod, now, pod_period) {
                 busy.insert(pod.clone());
                 turn = turn.wrapping_add(1);
-                let workspace = workspace_of(&context, &name, turn);
-                let places = places.clone();
-                running.spawn(limited(context.clone(), pod, move |context| async move {
-                    let _place = places.acquire().await;
-                    let outcome = pod::probe(&context, &organization.name_any(), workspace.as_deref()).await;
-                    settle(&context, &organization, &[(Probe::SessionNetwork, outcome)]).await;
-                }));
+                let (context, places) = (context.clone(), places.clone());
+                running.spawn(async move {
+                    let _place = places.acquire_owned().await;
+                    if let Some(organization) = as_it_is_now(&context, &reference) {
+                        let workspace = workspace_of(&context, &name, turn);
+                        let probe = pod::probe(&context, &name, workspace.as_deref());
+                        let probe = probe.map(|outcome| vec![(Probe::SessionNetwork, outcome)]);
+                        let found = limited(LIMIT, &[Probe::SessionNetwork], probe).await;
+                        settle(&context, &organization, &found).await;
+                    }
+                    pod
+                });
             }
         }
     }
 }
 
-/// The work, given up after a while; gives back its key.
-async fn limited<F: Future<Output = ()>>(
-    context: Arc<Context>,
-    key: String,
-    work: impl FnOnce(Arc<Context>) -> F,
-) -> String {
-    if tokio::time::timeout(LIMIT, work(context)).await.is_err() {
-        tracing::warn!(key, "a round of isolation probes took too long");
-    }
-    key
+/// Its turn may have come long after it was due: what it was then is nothing to compare with.
+fn as_it_is_now(context: &Context, organization: &ObjectRef<Organization>) -> Option<Arc<Organization>> {
+    context.stores.organizations.get(organization).filter(|organization| fences::is_in_place(organization))
+}
+
+/// What these probes found, given up after a while: then nobody knows.
+async fn limited(
+    limit: Duration,
+    probes: &[Probe],
+    work: impl Future<Output = Vec<(Probe, Outcome)>>,
+) -> Vec<(Probe, Outcome)> {
+    let found = tokio::time::timeout(limit, work).await;
+    found.unwrap_or_else(|_| probes.iter().map(|probe| (*probe, Outcome::unknown(TOO_LONG))).collect())
 }
 
 /// One Workspace after the other, so that the policy of each is tried.
@@ -126,8 +143,11 @@ fn workspace_of(context: &Context, organization: &str, turn: usize) -> Option<Ar
 
 /// What all Organizations share: the fences of the database, and the ranges of the cluster.
 async fn shared_round(context: &Context) {
-    ranges::refresh(context).await;
-    let fences = database::fences(context).await;
+    if tokio::time::timeout(LIMIT, ranges::refresh(context)).await.is_err() {
+        tracing::warn!("reading the ranges of the cluster took too long");
+    }
+    let fences = tokio::time::timeout(LIMIT, database::fences(context)).await;
+    let fences = fences.unwrap_or_else(|_| Fences { outcome: Outcome::unknown(TOO_LONG), drifted: false });
     // Told before it is repaired, or nobody would ever know.
     for organization in context.stores.organizations.state() {
         if fences::is_in_place(&organization) {
@@ -151,30 +171,45 @@ async fn round_of(context: &Context, client: &reqwest::Client, organization: &Or
         build::foundation(&tenant, &context.config),
         build::contents(&tenant, &organization.spec.quota, &context.config),
     );
-    match fences::inspect(context, organization, &foundation, &contents).await {
+    let inspection = tokio::time::timeout(LIMIT, fences::inspect(context, organization, &foundation, &contents));
+    let inspection = inspection.await.map_err(|_| TOO_LONG.to_owned());
+    match inspection.and_then(|inspection| inspection.map_err(|error| error.to_string())) {
         Ok(inspection) => {
             settle(context, organization, &inspection.outcomes()).await;
-            fences::remove_foreign(context, &inspection).await;
+            if tokio::time::timeout(LIMIT, fences::remove_foreign(context, &inspection)).await.is_err() {
+                tracing::warn!(organization = %tenant.slug, "taking away what is foreign took too long");
+            }
             if inspection.is_breached() {
                 let _ = context.triggers.organizations.unbounded_send(ObjectRef::from_obj(organization));
             }
         }
         Err(error) => {
-            let unknown = Outcome::unknown(error.to_string());
+            let unknown = Outcome::unknown(error);
             let probes = [Probe::NetworkPolicies, Probe::RoleBindings, Probe::PodSecurity];
             settle(context, organization, &probes.map(|probe| (probe, unknown.clone()))).await;
         }
     }
-    let namespace = names::tenant_namespace(&tenant.slug);
-    let other =
-        context.stores.organizations.state().iter().map(|other| other.name_any()).find(|name| *name != tenant.slug);
+    let probes = [Probe::ServiceAccounts, Probe::PostgresLogin, Probe::PostgresRole, Probe::Api];
+    let found = limited(LIMIT, &probes, tries(context, client, organization, &tenant.slug)).await;
+    settle(context, organization, &found).await;
+}
+
+/// What is tried with the means of one tenant.
+async fn tries(
+    context: &Context,
+    client: &reqwest::Client,
+    organization: &Organization,
+    slug: &str,
+) -> Vec<(Probe, Outcome)> {
+    let namespace = names::tenant_namespace(slug);
+    let other = context.stores.organizations.state().iter().map(|other| other.name_any()).find(|name| name != slug);
     let other = other.map(|name| names::tenant_namespace(&name));
     let mut found = vec![(Probe::ServiceAccounts, access::probe(context, &namespace, other.as_deref()).await)];
     if is_in_postgres(organization) {
         let login = match dereference::secrets(context, &namespace).await {
             Ok(live) => {
                 let password = live.credentials.map(|credentials| credentials.password);
-                database::login(context, &tenant.slug, password).await
+                database::login(context, slug, password).await
             }
             Err(error) => Outcome::unknown(error.to_string()),
         };
@@ -182,7 +217,7 @@ async fn round_of(context: &Context, client: &reqwest::Client, organization: &Or
         match Mint::open(context).await {
             Ok(Some(mint)) => {
                 found.push((Probe::Api, api::probe(context, client, organization, &mint).await));
-                found.push((Probe::PostgresRole, api::role(context, client, &tenant.slug, &mint).await));
+                found.push((Probe::PostgresRole, api::role(context, client, slug, &mint).await));
             }
             Ok(None) => found.extend(without_tokens("the key of session tokens can't be used")),
             Err(error) => found.extend(without_tokens(&error.to_string())),
@@ -191,7 +226,7 @@ async fn round_of(context: &Context, client: &reqwest::Client, organization: &Or
         let unknown = Outcome::unknown("the Organization is not in place in Postgres yet");
         found.extend([Probe::PostgresLogin, Probe::PostgresRole, Probe::Api].map(|probe| (probe, unknown.clone())));
     }
-    settle(context, organization, &found).await;
+    found
 }
 
 fn without_tokens(why: &str) -> [(Probe, Outcome); 2] {
@@ -206,6 +241,7 @@ fn is_in_postgres(organization: &Organization) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use agentapi_crds::isolation::ProbeResult;
 
     #[test]
     fn a_new_organization_is_probed_at_once_and_then_every_period() {
@@ -214,5 +250,14 @@ mod tests {
         assert!(!due.is("acme", now + Duration::from_secs(9), period));
         assert!(due.is("globex", now, period));
         assert!(due.is("acme", now + period, period));
+    }
+
+    #[tokio::test]
+    async fn what_took_too_long_is_not_known() {
+        let found = limited(Duration::ZERO, &[Probe::Api, Probe::PostgresRole], std::future::pending()).await;
+        let found: Vec<_> = found.into_iter().map(|(probe, outcome)| (probe, outcome.result)).collect();
+        assert_eq!(found, [(Probe::Api, ProbeResult::Unknown), (Probe::PostgresRole, ProbeResult::Unknown)]);
+        let passed = vec![(Probe::Api, Outcome::passed("nothing came through"))];
+        assert_eq!(limited(LIMIT, &[Probe::Api], std::future::ready(passed.clone())).await, passed);
     }
 }
