@@ -1,5 +1,5 @@
-//! What the probes have found so far, per Organization, and the one place that tells it: status, Events, metrics and
-//! audit rows, in that order and before any repair.
+//! What the probes have found so far, per Organization, and the one place that tells it: audit rows, status, Events and
+//! metrics, before any repair.
 use super::{Outcome, Probe};
 use crate::{
     audit::{self, Entry},
@@ -24,13 +24,16 @@ use kube::{
 };
 use serde_json::json;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 use uuid::Uuid;
 
 /// Owns the isolation part of an Organization's status; the reconcile owns the rest.
 const MANAGER: &str = "agentapi-operator-isolation";
+/// Ends what the status says of a breach that is not in the audit log yet, which Postgres may be too far away for. The
+/// next leader reads it there: it adds what is missing, and nothing again because of a restart.
+const OWED: &str = " (not in the audit log yet)";
 
 /// What is kept between rounds.
 pub struct State {
@@ -75,6 +78,8 @@ pub struct Board {
     probes: BTreeMap<Probe, (Outcome, Timestamp)>,
     /// When a breach was seen last; a later success does not take it off the board at once.
     seen: BTreeMap<Probe, Timestamp>,
+    /// Breaches that are not in the audit log yet. They stay on the board until they are.
+    owed: VecDeque<(Probe, String)>,
     condition: Option<Condition>,
     written: Option<Isolation>,
 }
@@ -90,7 +95,12 @@ impl Board {
         };
         for shown in status.isolation.unwrap_or_default().probes {
             if let Some(probe) = Probe::ALL.into_iter().find(|probe| probe.name() == shown.name) {
-                let outcome = Outcome { result: shown.result, message: shown.message };
+                let mut message = shown.message;
+                if let Some(finding) = message.strip_suffix(OWED).map(str::to_owned) {
+                    message.clone_from(&finding);
+                    board.owed.push_back((probe, finding));
+                }
+                let outcome = Outcome { result: shown.result, message };
                 board.probes.insert(probe, (outcome, shown.last_transition_time.0));
             }
         }
@@ -107,9 +117,10 @@ impl Board {
                 self.seen.insert(*probe, now);
                 if before.is_none_or(|(before, _)| before != outcome) {
                     news.push(*probe);
+                    self.owed.push_back((*probe, outcome.message.clone()));
                 }
             } else if before.is_some_and(|(before, _)| before.result == ProbeResult::Breached)
-                && self.seen.get(probe).is_some_and(|seen| now.duration_since(*seen) < hold)
+                && (self.seen.get(probe).is_some_and(|seen| now.duration_since(*seen) < hold) || self.owes(*probe))
             {
                 continue;
             }
@@ -119,12 +130,16 @@ impl Board {
         news
     }
 
+    fn owes(&self, probe: Probe) -> bool {
+        self.owed.iter().any(|(owed, _)| *owed == probe)
+    }
+
     /// The list in the status.
     pub fn shown(&self) -> Isolation {
         let probes = self.probes.iter().map(|(probe, (outcome, since))| IsolationProbe {
             name: probe.name().to_owned(),
             result: outcome.result,
-            message: outcome.message.clone(),
+            message: if self.owes(*probe) { format!("{}{OWED}", outcome.message) } else { outcome.message.clone() },
             last_transition_time: Time(*since),
         });
         Isolation { probes: probes.collect() }
@@ -166,6 +181,14 @@ pub async fn settle(context: &Context, organization: &Organization, found: &[(Pr
     let news = board.take(found, now, hold);
     for (probe, (outcome, _)) in &board.probes {
         context.metrics.isolation(&slug, probe.name(), outcome.result);
+    }
+    while let Some((probe, message)) = board.owed.front() {
+        if let Err(error) = record(context, organization, probe.name(), message).await {
+            let probe = probe.name();
+            tracing::warn!(%error, organization = %slug, probe, "can't write the breach into the audit log yet");
+            break;
+        }
+        board.owed.pop_front();
     }
     if let Err(error) = write(context, organization, &mut board, now).await {
         tracing::warn!(%error, organization = %slug, "can't write what the isolation probes found; it is tried again");
@@ -210,9 +233,6 @@ async fn tell_breach(context: &Context, organization: &Organization, probe: Prob
     if let Err(error) = context.recorder.publish(&event, &organization.object_ref(&())).await {
         tracing::warn!(%error, "can't publish an Event");
     }
-    if let Err(error) = record(context, organization, probe, message).await {
-        tracing::warn!(%error, organization = %slug, probe, "can't write the breach into the audit log");
-    }
 }
 
 async fn record(context: &Context, organization: &Organization, probe: &str, message: &str) -> tenancy::Result<()> {
@@ -222,7 +242,13 @@ async fn record(context: &Context, organization: &Organization, probe: &str, mes
     let detail = json!({ "probe": probe, "finding": message });
     let entry =
         Entry { action: "organization.isolation-breached", target_kind: "Organization", target_id: &slug, detail };
-    audit::record(&mut tx, Some(id), &entry).await?;
+    match audit::record(&mut tx, Some(id), &entry).await {
+        Err(tenancy::Error::Sql(_, sqlx::Error::RowNotFound)) => {
+            tracing::warn!(organization = %slug, probe, "a breach of an Organization that has no audit log yet");
+            return Ok(());
+        }
+        recorded => recorded?,
+    }
     tx.commit().await.map_err(failed("commit"))
 }
 
@@ -262,6 +288,8 @@ mod tests {
         let breach = [(Probe::Api, Outcome::breached(&["a door is open".into()]))];
         assert_eq!(board.take(&breach, at(10), HOLD), [Probe::Api]);
         assert!(board.take(&breach, at(11), HOLD).is_empty(), "told twice");
+        assert_eq!(board.owed.len(), 1, "recorded twice");
+        board.owed.clear();
         board.take(&all_passed(), at(12), HOLD);
         let saying = board.saying();
         assert_eq!((saying.status, saying.message.as_str()), (Some(false), "api: a door is open"));
@@ -285,5 +313,30 @@ mod tests {
         let mut next = Board::remembered(&organization);
         next.take(&all_passed(), at(900), HOLD);
         assert_eq!(next.shown(), shown);
+    }
+
+    #[test]
+    fn a_breach_stays_until_it_is_in_the_audit_log_also_for_the_next_leader() {
+        let mut board = Board::default();
+        board.take(&all_passed(), at(1), HOLD);
+        board.take(&[(Probe::Api, Outcome::breached(&["a door is open".into()]))], at(10), HOLD);
+        let mut organization = acme();
+        organization.status = Some(agentapi_crds::organization::OrganizationStatus {
+            isolation: Some(board.shown()),
+            ..agentapi_crds::organization::OrganizationStatus::default()
+        });
+        let mut next = Board::remembered(&organization);
+        assert_eq!(next.owed, [(Probe::Api, "a door is open".to_owned())]);
+        next.take(&all_passed(), at(1000), HOLD);
+        assert_eq!(next.saying().status, Some(false), "it is gone, and in no log");
+        assert_eq!(next.shown(), board.shown());
+        next.owed.clear();
+        organization.status = Some(agentapi_crds::organization::OrganizationStatus {
+            isolation: Some(next.shown()),
+            ..agentapi_crds::organization::OrganizationStatus::default()
+        });
+        assert!(Board::remembered(&organization).owed.is_empty(), "a row for each restart");
+        next.take(&all_passed(), at(1001), HOLD);
+        assert_eq!(next.saying().status, Some(true));
     }
 }
