@@ -9,7 +9,7 @@ use agentapi_crds::{
     conditions::{ACCEPTED, EGRESS_ALLOWED, READY, reason},
     workspace::WorkspaceStatus,
 };
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
 
 /// How far a Workspace has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,8 +67,15 @@ pub fn status(workspace: &Workspace, state: &State, now: Timestamp) -> Workspace
         workspace_id: id,
         warm_pods,
         sessions,
-        conditions: merge(&old.conditions, &sayings, generation, now),
+        conditions: merge(&holding(&old.conditions, &sayings), &sayings, generation, now),
     }
+}
+
+/// Without what we do not speak of now: where no policy is in place, no rule is in force.
+fn holding(old: &[Condition], sayings: &[Saying]) -> Vec<Condition> {
+    let holds =
+        |it: &&Condition| it.type_ != EGRESS_ALLOWED || sayings.iter().any(|saying| saying.kind == EGRESS_ALLOWED);
+    old.iter().filter(holds).cloned().collect()
 }
 
 fn egress_allowed(refused: &[String]) -> Saying {
@@ -148,5 +155,25 @@ mod tests {
         let refused =
             status(&workspace, &State::Refused(Refusal::new(reason::NAME_CONFLICT, "")), Timestamp::UNIX_EPOCH);
         assert_eq!(refused.workspace_id, None);
+    }
+
+    #[test]
+    fn where_no_policy_is_in_place_no_rule_is_said_to_be_in_force() {
+        let mut workspace = web();
+        let pool = Pool { ready: 2, trouble: None };
+        let in_place = State::InPlace { pool, sessions: 0, database: None, egress: Vec::new() };
+        workspace.status = Some(status(&workspace, &in_place, Timestamp::UNIX_EPOCH));
+        let says = |workspace: &Workspace, state: &State| {
+            let conditions = status(workspace, state, Timestamp::UNIX_EPOCH).conditions;
+            conditions.iter().any(|condition| condition.type_ == EGRESS_ALLOWED)
+        };
+        assert!(says(&workspace, &in_place));
+        for state in [
+            State::Refused(Refusal::new(reason::NAME_CONFLICT, "")),
+            State::Waiting(reason::ORGANIZATION_NOT_READY, String::new()),
+            State::Deleting(String::new()),
+        ] {
+            assert!(!says(&workspace, &state), "{state:?}");
+        }
     }
 }
