@@ -188,7 +188,8 @@ async fn postgres_looks_whether_replicas_are_still_there() {
     let log = server.log().unwrap();
     assert!(log.contains("set tcp_keepalives_idle = 10;"), "{log}");
     let operator = agentapi_operator::tenancy::pool(&SecretString::from(db.operator_url())).unwrap();
-    for (setting, value) in [("tcp_keepalives_idle", "10"), ("tcp_user_timeout", "30s"), ("statement_timeout", "10s")] {
+    for (setting, value) in [("tcp_keepalives_idle", "10"), ("tcp_user_timeout", "30000"), ("statement_timeout", "10s")]
+    {
         let show = sqlx::AssertSqlSafe(format!("show {setting}"));
         assert_eq!(sqlx::query_scalar::<_, String>(show).fetch_one(&operator).await.unwrap(), value, "{setting}");
     }

@@ -104,7 +104,7 @@ pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
                     let _place = places.acquire_owned().await;
                     if let Some(organization) = as_it_is_now(&context, &reference) {
                         let workspace = workspace_of(&context, &name, turn);
-                        let probe = pod::probe(&context, &name, workspace.as_deref());
+                        let probe = Box::pin(pod::probe(&context, &name, workspace.as_deref()));
                         let probe = probe.map(|outcome| vec![(Probe::SessionNetwork, outcome)]);
                         let found = limited(LIMIT, &[Probe::SessionNetwork], probe).await;
                         settle(&context, &organization, &found).await;
@@ -190,7 +190,7 @@ async fn round_of(context: &Context, client: &reqwest::Client, organization: &Or
         }
     }
     let probes = [Probe::ServiceAccounts, Probe::PostgresLogin, Probe::PostgresRole, Probe::Api];
-    let found = limited(LIMIT, &probes, tries(context, client, organization, &tenant.slug)).await;
+    let found = limited(LIMIT, &probes, Box::pin(tries(context, client, organization, &tenant.slug))).await;
     settle(context, organization, &found).await;
 }
 
