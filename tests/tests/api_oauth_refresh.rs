@@ -224,6 +224,51 @@ async fn a_revocation_needs_no_provider() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_comes_back_too_late_with_a_token_revokes_none_that_is_in_use() -> Result<()> {
+    let it = Consented::new().await?;
+    let told = || it.world.oidc.count(&json!({"event": "refresh-token-destroyed"}));
+    let instead = async |body: &str| {
+        let function = format!(
+            "create or replace function instead() returns trigger language plpgsql as $$ begin {body} return new; end $$"
+        );
+        it.world.admin(&function).await
+    };
+    // The same tokens are stored already when they are to be: an earlier attempt, whose answer was lost, was committed.
+    instead(
+        "if pg_trigger_depth() = 1 and new.refreshes > old.refreshes then
+           update mcp_oauth_tokens set access_ciphertext = new.access_ciphertext, expires_at = new.expires_at,
+             refresh_ciphertext = new.refresh_ciphertext, refreshes = new.refreshes, lease = null, lease_until = null
+           where id = new.id;
+           return null;
+         end if;",
+    )
+    .await?;
+    it.world
+        .admin("create trigger instead before update on mcp_oauth_tokens for each row execute function instead()")
+        .await?;
+    let first = it.token().await?;
+    it.left(-5).await?;
+    assert_ne!(it.token().await?, first);
+    assert_eq!((it.world.oidc.refreshes(), told()), (1, 0));
+    // What is stored is good.
+    it.left(-5).await?;
+    it.token().await?;
+    assert_eq!((it.world.oidc.refreshes(), told()), (2, 0));
+    // The user takes the consent back while somebody is at the provider: that token nobody can use.
+    instead(
+        "if new.lease is not null then
+           new.access_ciphertext := null; new.refresh_ciphertext := null; new.revoked_at := now();
+           new.lease := null; new.lease_until := null;
+         end if;",
+    )
+    .await?;
+    it.left(-5).await?;
+    assert!(matches!(it.token().await, Err(OauthError::Revoked)));
+    assert_eq!((it.world.oidc.refreshes(), told()), (3, 1));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tokens_do_not_follow_a_connection_to_another_server_or_provider() -> Result<()> {
     let it = Consented::new().await?;
     for change in [

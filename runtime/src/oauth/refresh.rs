@@ -19,13 +19,16 @@ use crate::store::{StoreError, TenantScope, TenantTx};
 
 /// A token is refreshed so long before it ends.
 pub(super) const EARLY_SECONDS: f64 = 60.0;
-/// Longer than an exchange can take: discovery, a Secret, and the exchange itself.
-const LEASE_SECONDS: f64 = 45.0;
+/// Longer than the work that it protects: whoever comes when it is over uses up the refresh token a second time. 30 s at
+/// the provider, six attempts to store of 8 s until there is a connection, and the pauses between them, with jitter up
+/// to 62 s. So long does a grant wait after a crash in the middle.
+const LEASE_SECONDS: f64 = 150.0;
 const AT_PROVIDER: Duration = Duration::from_secs(30);
 /// Between two attempts at a provider that fails: doubled from the first to the last, with jitter.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LAST_PAUSE: Duration = Duration::from_secs(120);
 
+/// After the first one.
 const STORE_ATTEMPTS: usize = 5;
 
 /// What to do about a grant.
@@ -111,10 +114,10 @@ impl OAuth {
                 };
                 self.metrics.oauth_exchange("refresh", "ok");
                 if !stored
+                    && self.is_revoked(target, seen).await?
                     && let Some(issuer) = &seen.issuer
                     && let Err(error) = self.tell(target, issuer, &kept, "refresh_token").await
                 {
-                    // It was revoked while we were there; what we brought is dropped.
                     tracing::warn!(organization = target.organization.slug, %error, "a dropped token is not revoked");
                 }
                 Ok(Done::Refreshed)
@@ -146,7 +149,7 @@ impl OAuth {
         exchange.refresh(refresh, audience).await.map_err(Failure::from)
     }
 
-    /// Stores what an exchange has brought. False: the grant was revoked meanwhile.
+    /// Stores what an exchange has brought. False: the grant was revoked meanwhile, or is not ours any more.
     async fn keep(
         &self,
         target: &Target,
@@ -163,6 +166,15 @@ impl OAuth {
         }
         tx.commit().await?;
         Ok(stored)
+    }
+
+    /// Whether nobody can use what an exchange has brought. Without the lease it may be in the row all the same: an
+    /// attempt of ours was committed and its answer lost, or the provider gives everybody the same refresh token.
+    async fn is_revoked(&self, target: &Target, seen: &GrantRow) -> Result<bool, OauthError> {
+        let mut tx = self.store.tenant_tx(&TenantScope::system(&target.organization)).await?;
+        let row = tx.own_grant(seen.connection, seen.user).await?;
+        tx.commit().await?;
+        Ok(row.is_none_or(|row| row.revoked))
     }
 
     async fn pause(
