@@ -220,6 +220,13 @@ async fn a_revocation_needs_no_provider() -> Result<()> {
     let revoked = api.post("/v1/oauth/revoke", &json!({"connection": it.connection})).await?.expect(200)?;
     assert_eq!(revoked, json!({"state": "Revoked", "provider": "failed"}));
     assert!(matches!(it.token().await, Err(OauthError::Revoked)));
+    // What does not open can't be told either.
+    it.world.oidc.gate.set_open(true);
+    it.world.consent(&api, it.connection, Decision::Allow).await?.expect(200)?;
+    it.world.admin("update mcp_oauth_tokens set refresh_ciphertext = access_ciphertext").await?;
+    let revoked = api.post("/v1/oauth/revoke", &json!({"connection": it.connection})).await?.expect(200)?;
+    assert_eq!(revoked, json!({"state": "Revoked", "provider": "failed"}));
+    assert!(matches!(it.token().await, Err(OauthError::Revoked)));
     Ok(())
 }
 

@@ -175,7 +175,7 @@ impl OAuth {
         let mut tx = self.store.tenant_tx(&caller.scope()).await?;
         let row = tx.own_grant(target.connection, user).await?.ok_or(OauthError::NeedsConsent)?;
         // What does not open can't be told to anybody, and is erased all the same.
-        let tokens = self.open(&mut tx, &row).await.unwrap_or_default();
+        let tokens = self.open(&mut tx, &row).await;
         if tx.erase_grant(row.id, None).await? {
             tx.audit(&Entry {
                 origin,
@@ -188,9 +188,10 @@ impl OAuth {
         }
         tx.commit().await?;
         let told = match (tokens, &row.issuer) {
-            ((_, Some(refresh)), Some(issuer)) => self.tell(target, issuer, &refresh, "refresh_token").await,
-            ((Some(access), None), Some(issuer)) => self.tell(target, issuer, &access, "access_token").await,
-            _ => Ok(false),
+            (Err(error), _) => Err(error),
+            (Ok((_, Some(refresh))), Some(issuer)) => self.tell(target, issuer, &refresh, "refresh_token").await,
+            (Ok((Some(access), None)), Some(issuer)) => self.tell(target, issuer, &access, "access_token").await,
+            (Ok(_), _) => Ok(false),
         };
         Ok(match told {
             Ok(true) => AtProvider::Revoked,

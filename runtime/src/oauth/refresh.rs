@@ -14,6 +14,7 @@ use super::error::OauthError;
 use super::exchange::{Exchange, ExchangeError, Tokens};
 use super::target::{Target, access_place, refresh_place};
 use crate::audit::{Entry, Origin, action};
+use crate::crypto::CryptoError;
 use crate::store::oauth::grants::{GrantRow, SealedTokens};
 use crate::store::{StoreError, TenantScope, TenantTx};
 
@@ -104,11 +105,15 @@ impl OAuth {
         match asked {
             Ok(Ok(tokens)) => {
                 let kept = tokens.refresh.clone().unwrap_or(refresh);
-                // The refresh token before is used up: a moment without Postgres must not cost the grant.
+                // The refresh token before is used up: a moment without Postgres, or without a key that the kubelet has
+                // not brought yet, must not cost the grant.
                 let mut pauses = ExponentialBuilder::default().with_max_times(STORE_ATTEMPTS).with_jitter().build();
                 let stored = loop {
                     let kept = self.keep(target, seen, lease, &tokens, &kept).await;
-                    let away = matches!(kept, Err(OauthError::Store(StoreError::Unavailable(_))));
+                    let away = matches!(
+                        kept,
+                        Err(OauthError::Store(StoreError::Unavailable(_)) | OauthError::Crypto(CryptoError::Wrapped(_)))
+                    );
                     let Some(pause) = pauses.next().filter(|_| away) else { break kept? };
                     tokio::time::sleep(pause).await;
                 };
