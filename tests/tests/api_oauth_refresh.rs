@@ -350,11 +350,25 @@ async fn a_new_version_of_the_data_key_takes_the_tokens_over() -> Result<()> {
         master.id()
     );
     it.world.admin(&insert).await?;
+    // Tokens of a restored database that do not open come before the others, and are more than one batch.
+    let broken = format!(
+        "with new as (
+           insert into mcp_connections (org_id, id, name, origin, transport, spec, generation)
+           select '{organization}', gen_random_uuid(), 'restored-' || n, 'api', 'sse', '{{}}', 1
+           from generate_series(1, 60) n returning id)
+         insert into mcp_oauth_tokens (org_id, id, connection_id, access_ciphertext, key_id, key_version)
+         select '{organization}', lpad(to_hex(row_number() over ()), 32, '0')::uuid, id, decode(repeat('00', 32), 'hex'), 'k', 1
+         from new"
+    );
+    assert_eq!(it.world.admin(&broken).await?, 60);
     // Another process, which remembers nothing: the old version still opens; then everything is sealed anew.
     let oauth = it.world.oauth()?;
     let same = oauth.access_token(&it.target, it.alice).await?.token;
     assert_eq!(same.expose_secret(), token);
     oauth.tidy(&it.target.organization).await?;
+    let left = "select count(*)::text from mcp_oauth_tokens where key_version = 1";
+    assert_eq!(it.world.value(left).await?.as_deref(), Some("60"));
+    it.world.admin("delete from mcp_connections where name like 'restored-%'").await?;
     assert_eq!(it.world.value(versions).await?.as_deref(), Some("2"));
     assert_eq!(it.world.audited().await?.last().map(String::as_str), Some("oauth.reseal"));
     it.world.admin("delete from tenant_keys where version = 1").await?;

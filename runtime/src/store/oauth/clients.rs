@@ -77,14 +77,22 @@ impl TenantTx {
         Ok(())
     }
 
-    /// Some clients that another version of the data key has sealed, locked until the transaction ends.
-    pub async fn clients_of_other_versions(&mut self, version: i32, limit: i64) -> Result<Vec<ClientRow>, StoreError> {
+    /// Some clients of connections after this one that another version of the data key has sealed, locked until the
+    /// transaction ends.
+    pub async fn clients_of_other_versions(
+        &mut self,
+        version: i32,
+        after: Uuid,
+        limit: i64,
+    ) -> Result<Vec<ClientRow>, StoreError> {
         let rows = sqlx::query(
             "select connection_id, issuer, redirect_uri, client_ciphertext, true as alive from oauth_clients
-             where org_id = $1 and key_version <> $2 order by connection_id limit $3 for update skip locked",
+             where org_id = $1 and key_version <> $2 and connection_id > $3
+             order by connection_id limit $4 for update skip locked",
         )
         .bind(self.organization_id)
         .bind(version)
+        .bind(after)
         .bind(limit)
         .fetch_all(&mut *self.tx)
         .await?;

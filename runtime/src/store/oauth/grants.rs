@@ -271,13 +271,20 @@ impl TenantTx {
         Ok(GrantCounts { live: row.try_get("live")?, ending: row.try_get("ending")?, revoked: row.try_get("revoked")? })
     }
 
-    /// Some grants that another version of the data key has sealed, locked until the transaction ends.
-    pub async fn grants_of_other_versions(&mut self, version: i32, limit: i64) -> Result<Vec<GrantRow>, StoreError> {
+    /// Some grants with ids after this one that another version of the data key has sealed, locked until the transaction
+    /// ends.
+    pub async fn grants_of_other_versions(
+        &mut self,
+        version: i32,
+        after: Uuid,
+        limit: i64,
+    ) -> Result<Vec<GrantRow>, StoreError> {
         let rows = sqlx::query(select_grant!(
-            "where org_id = $1 and key_version <> $2 order by id limit $3 for update skip locked"
+            "where org_id = $1 and key_version <> $2 and id > $3 order by id limit $4 for update skip locked"
         ))
         .bind(self.organization_id)
         .bind(version)
+        .bind(after)
         .bind(limit)
         .fetch_all(&mut *self.tx)
         .await?;
