@@ -2,9 +2,11 @@
 //! lives, and no more than its budget. Whoever has stolen its token can do nothing with it elsewhere.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use agentapi_runtime::auth::session_token::SessionClaims;
 use agentapi_tests::api::{Answer, Api};
+use agentapi_tests::cluster::eventually;
 use agentapi_tests::serve::policies::audit;
 use agentapi_tests::serve::steps::{phase, running_in_main};
 use agentapi_tests::serve::{Platform, Replica, Tenant};
@@ -260,6 +262,37 @@ async fn transcripts_have_a_budget_per_session_and_per_organization() -> Result<
     let metrics = metrics.as_str().unwrap_or_default();
     assert!(metrics.contains("agentapi_quota_refusals_total{quota=\"session.transcriptBytes\"} 1"), "{metrics}");
     assert!(metrics.contains("agentapi_quota_refusals_total{quota=\"organization.transcriptBytes\"}"), "{metrics}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_that_is_refused_for_its_size_still_says_what_the_agent_does() -> Result<()> {
+    let (platform, replica, acme) = Platform::with_acme(SESSION_POD).await?;
+    let own = pod(&platform, &replica, &acme).await?;
+    let as_own = replica.internal_api(Some(&own.token), own.address)?;
+    let mut admin = platform.db.connect(&platform.db.admin_url()).await?;
+    let id: Uuid = own.session.parse()?;
+    // After that it says nothing by itself.
+    eventually("what the pod itself says", Duration::from_secs(60), async || {
+        let session = replica.api(Some(&acme.alice))?.get(&format!("/v1/sessions/{id}")).await?.expect(200)?;
+        Ok(if session["agentStatus"] == "stable" { Ok(()) } else { Err(session.to_string()) })
+    })
+    .await?;
+    let mebibyte = "x".repeat(1 << 20);
+    let large: Vec<Value> = (900..905).map(|id| message(id, &mebibyte)).collect();
+    // What is refused is repeated for ever, so that an agent that waits is not at work because of it.
+    for (status, is_activity) in
+        [("stable", false), ("running", true), ("running", true), ("stable", true), ("stable", false)]
+    {
+        let earlier = "update sessions set last_activity_at = now() - interval '5 minutes' where id = $1";
+        sqlx::query(earlier).bind(id).execute(&mut admin).await?;
+        let over = put(&as_own, &own.session, &json!({"messages": large, "status": status})).await?;
+        expect(&over, 413, "transcript-too-large", status);
+        let row = "select agent_status, last_activity_at > now() - interval '4 minutes' from sessions where id = $1";
+        let seen: (Option<String>, bool) = sqlx::query_as(row).bind(id).fetch_one(&mut admin).await?;
+        assert_eq!(seen, (Some(status.to_owned()), is_activity));
+    }
+    assert!(stored(&platform, &own.session).await?.is_empty());
     Ok(())
 }
 

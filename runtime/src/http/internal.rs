@@ -55,6 +55,15 @@ enum AgentStatus {
     Stable,
 }
 
+impl AgentStatus {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Stable => "stable",
+        }
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum MessageRole {
@@ -98,12 +107,25 @@ pub async fn put_messages(
     admit(&session, &claims, peer)?;
     let messages: Vec<Message> = transcript.messages.into_iter().map(Message::from).collect();
     tx.upsert_messages(id, &messages).await?;
-    let grown = app.internal.budget.check(&mut tx, &session, &app.metrics).await?;
-    if session.phase == Phase::Running {
-        let status = transcript.status.map(|status| match status {
-            AgentStatus::Running => "running",
-            AgentStatus::Stable => "stable",
-        });
+    let runs = session.phase == Phase::Running;
+    let status = transcript.status.map(AgentStatus::as_str);
+    let grown = match app.internal.budget.check(&mut tx, &session, &app.metrics).await {
+        Ok(grown) => grown,
+        Err(refused) => {
+            // The messages are taken back, and what the agent does is not: a session whose agent has stopped would never
+            // be suspended, and one whose agent works would end as idle. The pod repeats what was refused for ever, so
+            // that alone is no activity.
+            drop(tx);
+            let is_news = status == Some(AgentStatus::Running.as_str()) || status != session.agent_status.as_deref();
+            if runs && is_news && status.is_some() {
+                let mut tx = app.store.tenant_tx(&scope).await?;
+                tx.session_active(id, status).await?;
+                tx.commit().await?;
+            }
+            return Err(refused);
+        }
+    };
+    if runs {
         tx.session_active(id, status).await?;
     }
     tx.commit().await?;
