@@ -69,8 +69,7 @@ impl Host {
             let known = self.lock().token.as_ref().is_some_and(|known| known.expose_secret() == token.expose_secret());
             if !known {
                 self.state_dir.save_claim(&claim)?;
-                self.lock().token = claim.token;
-                self.changes.send_modify(|count| *count += 1);
+                self.take_token(token.clone());
             }
         }
         Ok(())
@@ -90,7 +89,11 @@ impl Host {
 
     /// Takes another session token; the Secret has it too, for a container that restarts.
     pub(super) fn take_token(&self, token: SecretString) {
-        self.lock().token = Some(token);
+        {
+            let mut inner = self.lock();
+            inner.token = Some(token);
+            inner.token_told = true;
+        }
         self.changes.send_modify(|count| *count += 1);
     }
 
@@ -99,6 +102,10 @@ impl Host {
         let Some(folder) = self.config.secret_dir.as_deref() else { return false };
         let Ok(Some(claim)) = Claim::from_secret_dir(folder) else { return false };
         let mut inner = self.lock();
+        // The runtime says each change, and the Secret comes up to a minute and a half after it.
+        if inner.token_told {
+            return false;
+        }
         let Some(token) = claim.token.filter(|_| inner.session_id.as_ref() == Some(&claim.session_id)) else {
             return false;
         };

@@ -77,6 +77,8 @@ pub(super) struct Inner {
     pub(super) status: Status,
     pub(super) session_id: Option<String>,
     pub(super) token: Option<SecretString>,
+    /// The runtime has renewed it over HTTP.
+    pub(super) token_told: bool,
     pub(super) prompt: Option<String>,
     pub(super) prompt_state: PromptState,
     pub(super) resume: Resume,
@@ -170,6 +172,7 @@ impl Host {
             status: Status::Running,
             session_id: claim.as_ref().map(|claim| claim.session_id.clone()),
             token: claim.as_ref().and_then(|claim| claim.token.clone()),
+            token_told: false,
             prompt,
             prompt_state,
             resume: state.resume,

@@ -150,6 +150,12 @@ async fn a_claimed_pod_starts_its_agent_with_the_sessions_servers_behind_a_relay
     *runtime.good.lock().unwrap() = Some("another".to_owned());
     assert_eq!(call().send().await.unwrap().status(), 401);
     assert_eq!(runtime.calls.lock().unwrap().len(), 5);
+    // What the runtime has said is newer than a Secret that the kubelet brings late.
+    assert_eq!(session.post("/internal/keys", json!({"publicKeys": [], "token": "told"})).await.0, 200);
+    *runtime.good.lock().unwrap() = Some("renewed".to_owned());
+    assert_eq!(call().send().await.unwrap().status(), 401);
+    let tokens: Vec<String> = runtime.calls.lock().unwrap().iter().skip(5).map(|call| call.1.clone()).collect();
+    assert_eq!(tokens, ["Bearer told"]);
 }
 
 #[tokio::test]
