@@ -208,6 +208,8 @@ impl Host {
 
     /// Starts the agent.
     pub(super) async fn begin(self: &Arc<Self>) -> Result<(), StartError> {
+        // A claim that comes meanwhile starts the agent again, and must not do so half-way.
+        let _one_at_a_time = self.claiming.lock().await;
         self.load_connections().await;
         self.start_agent().await?;
         self.persist().await;

@@ -22,7 +22,7 @@ use backon::{ExponentialBuilder, Retryable};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Notify};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -64,12 +64,21 @@ pub(super) struct Connection {
 pub(super) struct Mcp {
     relay: OnceLock<SocketAddr>,
     connections: Mutex<Vec<Connection>>,
+    /// An agent has started without knowing them.
+    pub(super) wanting: Notify,
 }
 
-enum AskError {
+/// Why the connections are not known.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AskError {
     /// It can't be told now.
+    #[error("{0}")]
     Passing(String),
+    /// Not with this token, or not of this pod: that passes too, when keys or pods have just changed, and not at once.
+    #[error("{0}")]
+    Later(String),
     /// It makes no sense to ask again.
+    #[error("{0}")]
     Final(String),
 }
 
@@ -143,29 +152,30 @@ fn is_relay(server: &Value) -> bool {
 
 impl Host {
     /// Asks the runtime for the session's connections; says whether an agent that runs does not know them. An agent
-    /// without its tools is better than none, so what can't be had is logged and left out.
+    /// without its tools is better than none, so what can't be had in time is left out, and asked for on.
     pub(super) async fn load_connections(&self) -> bool {
-        if !self.knows_mcp() || self.mcp.relay.get().is_none() {
-            return false;
-        }
-        let Some(url) = self.list_url() else { return false };
-        let client = match client(self) {
-            Ok(client) => client,
-            Err(error) => {
-                tracing::error!(%error, "the session's MCP connections cannot be asked for");
-                return false;
+        self.ask_for_connections().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the agent starts without its MCP servers");
+            if !matches!(error, AskError::Final(_)) {
+                self.mcp.wanting.notify_one();
             }
-        };
+            false
+        })
+    }
+
+    /// The same once more.
+    pub(super) async fn ask_for_connections(&self) -> Result<bool, AskError> {
+        if !self.knows_mcp() || self.mcp.relay.get().is_none() {
+            return Ok(false);
+        }
+        let Some(url) = self.list_url() else { return Ok(false) };
+        let client = client(self).map_err(|error| AskError::Final(error.to_string()))?;
         let backoff = ExponentialBuilder::default().with_min_delay(Duration::from_millis(100)).without_max_times();
         let ask =
             (|| self.ask(&client, url.clone())).retry(backoff).when(|error| matches!(error, AskError::Passing(_)));
-        let why = match tokio::time::timeout(ASK, ask).await {
-            Ok(Ok(connections)) => return self.mcp.keep(connections),
-            Ok(Err(AskError::Final(why) | AskError::Passing(why))) => why,
-            Err(_) => format!("no answer within {} s", ASK.as_secs()),
-        };
-        tracing::warn!(why, "the agent starts without its MCP servers");
-        false
+        let asked = tokio::time::timeout(ASK, ask).await;
+        let late = |_| AskError::Passing(format!("no answer within {} s", ASK.as_secs()));
+        Ok(self.mcp.keep(asked.map_err(late)??))
     }
 
     /// There is a way to tell the agent about MCP servers.
@@ -192,6 +202,9 @@ impl Host {
             }
             StatusCode::UNAUTHORIZED if self.reload_token() => {
                 Err(AskError::Passing("the token is renewed".to_owned()))
+            }
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+                Err(AskError::Later(format!("the runtime answered {status}")))
             }
             status => Err(AskError::Final(format!("the runtime answered {status}"))),
         }

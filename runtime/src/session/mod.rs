@@ -17,6 +17,7 @@ mod fuzz;
 mod group;
 mod host;
 mod http;
+mod late;
 mod mcp;
 mod messages;
 mod permissions;
@@ -143,6 +144,7 @@ async fn serve(config: SessionConfig, shutdown: CancellationToken) -> Result<(),
     tasks.spawn(sync::push_on_change(Arc::clone(&host), background.clone()));
     tasks.spawn(decisions::push_as_they_come(Arc::clone(&host), background.clone()));
     tasks.spawn(reap::reap_orphans(Arc::clone(&host), background.clone()));
+    tasks.spawn(late::ask_on(Arc::clone(&host), background.clone()));
     let local = listener.local_addr().map_err(|source| Error::Listen { address, source })?;
     let app = http::router(Arc::clone(&host), verifier, serving.clone());
     let mut server = tokio::spawn({

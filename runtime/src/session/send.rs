@@ -112,10 +112,16 @@ impl Host {
         let host = Arc::clone(self);
         tokio::spawn(async move {
             let mut ready = host.ready.subscribe();
-            if ready.wait_for(|ready| *ready).await.is_err() {
-                return;
-            }
-            let _typing = host.typing.lock().await;
+            let _typing = loop {
+                if ready.wait_for(|ready| *ready).await.is_err() {
+                    return;
+                }
+                let typing = host.typing.lock().await;
+                // The agent may have been started again meanwhile.
+                if host.is_ready() {
+                    break typing;
+                }
+            };
             let (prompt, sending) = {
                 let mut inner = host.lock();
                 let Some(prompt) = inner.prompt.clone().filter(|_| inner.prompt_state == PromptState::Pending) else {

@@ -35,9 +35,13 @@ fn header(headers: &HeaderMap, name: &str) -> String {
     headers.get(name).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
 }
 
-async fn connections(State(runtime): State<Runtime>, Path(session): Path<String>, headers: HeaderMap) -> Json<Value> {
-    runtime.asked.lock().unwrap().push(format!("{session} {}", header(&headers, "authorization")));
-    Json(json!({"connections": *runtime.connections.lock().unwrap()}))
+async fn connections(State(runtime): State<Runtime>, Path(session): Path<String>, headers: HeaderMap) -> Response {
+    let token = header(&headers, "authorization");
+    runtime.asked.lock().unwrap().push(format!("{session} {token}"));
+    if !runtime.takes(&token) {
+        return (StatusCode::UNAUTHORIZED, Json(json!({"type": "unauthorized"}))).into_response();
+    }
+    Json(json!({"connections": *runtime.connections.lock().unwrap()})).into_response()
 }
 
 async fn gateway(
@@ -55,7 +59,7 @@ async fn gateway(
     );
     let call = (method, token.clone(), header(&headers, "mcp-session-id"), String::from_utf8(body.to_vec()).unwrap());
     runtime.calls.lock().unwrap().push(call);
-    if runtime.good.lock().unwrap().as_ref().is_some_and(|good| token != format!("Bearer {good}")) {
+    if !runtime.takes(&token) {
         return (StatusCode::UNAUTHORIZED, Json(json!({"type": "unauthorized"}))).into_response();
     }
     let headers = [("content-type", "text/event-stream"), ("mcp-session-id", "m1"), ("x-internal", "x")];
@@ -63,6 +67,10 @@ async fn gateway(
 }
 
 impl Runtime {
+    fn takes(&self, token: &str) -> bool {
+        self.good.lock().unwrap().as_ref().is_none_or(|good| token == format!("Bearer {good}"))
+    }
+
     async fn start(&self) -> String {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -156,6 +164,39 @@ async fn a_claimed_pod_starts_its_agent_with_the_sessions_servers_behind_a_relay
     assert_eq!(call().send().await.unwrap().status(), 401);
     let tokens: Vec<String> = runtime.calls.lock().unwrap().iter().skip(5).map(|call| call.1.clone()).collect();
     assert_eq!(tokens, ["Bearer told"]);
+}
+
+/// A claimed pod whose runtime could not say which servers it has.
+async fn without_its_servers(runtime: &Runtime) -> (Pod, Session) {
+    runtime.connections.lock().unwrap().push(json!({"id": ID, "name": "github"}));
+    *runtime.good.lock().unwrap() = Some("another".to_owned());
+    let (pod, session) = pod(runtime).await;
+    started(&pod, 0).await;
+    assert_eq!(session.post("/internal/claim", json!({"sessionId": "s1", "token": "t"})).await.0, 200);
+    assert!(!runtime.asked.lock().unwrap().is_empty());
+    assert!(!pod.path("work").join("started-1").exists(), "it has no servers that it does not know");
+    (pod, session)
+}
+
+#[tokio::test]
+async fn servers_that_could_not_be_had_in_time_are_asked_for_on_and_an_agent_that_waits_starts_again() {
+    let runtime = Runtime::default();
+    let (pod, _session) = without_its_servers(&runtime).await;
+    *runtime.good.lock().unwrap() = None;
+    relay(&pod, &started(&pod, 1).await);
+}
+
+#[tokio::test]
+async fn an_agent_that_somebody_uses_goes_on_and_its_user_is_told_that_it_has_no_servers() {
+    let runtime = Runtime::default();
+    let (pod, session) = without_its_servers(&runtime).await;
+    let mut events = session.events("/events", None).await;
+    assert_eq!(session.post("/message", json!({"content": "x", "type": "raw"})).await.0, 200);
+    *runtime.good.lock().unwrap() = None;
+    let told = events.until(|event| event.name == "agent_error").await.pop().unwrap().data;
+    assert_eq!(told["level"], "warning");
+    assert!(told["message"].as_str().unwrap().contains("MCP servers"), "{told}");
+    assert!(!pod.path("work").join("started-1").exists());
 }
 
 #[tokio::test]
