@@ -48,7 +48,7 @@ pub struct Transcript {
     status: Option<AgentStatus>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum AgentStatus {
     Running,

@@ -1,6 +1,6 @@
 //! Gives a pod to a session, once: saves the claim, then hands environment, token and prompts to the host.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use secrecy::{ExposeSecret, SecretString};
 
@@ -30,7 +30,7 @@ impl Host {
     pub(super) async fn claim(self: &Arc<Self>, claim: Claim) -> Result<(), ClaimRefused> {
         let _one_at_a_time = self.claiming.lock().await;
         match self.session_id() {
-            Some(id) if id == claim.session_id => return self.renew(claim),
+            Some(id) if id == claim.session_id => return self.renew(&claim),
             Some(_) => return Err(ClaimRefused::Taken),
             None => {}
         }
@@ -64,11 +64,11 @@ impl Host {
     }
 
     /// The same session again: only a new token is news.
-    fn renew(&self, claim: Claim) -> Result<(), ClaimRefused> {
+    fn renew(&self, claim: &Claim) -> Result<(), ClaimRefused> {
         if let Some(token) = &claim.token {
             let known = self.lock().token.as_ref().is_some_and(|known| known.expose_secret() == token.expose_secret());
             if !known {
-                self.state_dir.save_claim(&claim)?;
+                self.state_dir.save_claim(claim)?;
                 self.take_token(token.clone());
             }
         }
@@ -92,7 +92,7 @@ impl Host {
         {
             let mut inner = self.lock();
             inner.token = Some(token);
-            inner.token_told = true;
+            self.token_told.store(true, Ordering::Relaxed);
         }
         self.changes.send_modify(|count| *count += 1);
     }
@@ -103,7 +103,7 @@ impl Host {
         let Ok(Some(claim)) = Claim::from_secret_dir(folder) else { return false };
         let mut inner = self.lock();
         // The runtime says each change, and the Secret comes up to a minute and a half after it.
-        if inner.token_told {
+        if self.token_told.load(Ordering::Relaxed) {
             return false;
         }
         let Some(token) = claim.token.filter(|_| inner.session_id.as_ref() == Some(&claim.session_id)) else {

@@ -77,8 +77,6 @@ pub(super) struct Inner {
     pub(super) status: Status,
     pub(super) session_id: Option<String>,
     pub(super) token: Option<SecretString>,
-    /// The runtime has renewed it over HTTP.
-    pub(super) token_told: bool,
     pub(super) prompt: Option<String>,
     pub(super) prompt_state: PromptState,
     pub(super) resume: Resume,
@@ -108,6 +106,8 @@ pub(super) struct Host {
     inner: Mutex<Inner>,
     pub(super) claiming: tokio::sync::Mutex<()>,
     pub(super) saving: tokio::sync::Mutex<()>,
+    /// The runtime has renewed the token over HTTP.
+    pub(super) token_told: AtomicBool,
     /// What was said last is on the disk.
     pub(super) saved: AtomicBool,
     failure: watch::Sender<Option<Exit>>,
@@ -172,7 +172,6 @@ impl Host {
             status: Status::Running,
             session_id: claim.as_ref().map(|claim| claim.session_id.clone()),
             token: claim.as_ref().and_then(|claim| claim.token.clone()),
-            token_told: false,
             prompt,
             prompt_state,
             resume: state.resume,
@@ -195,6 +194,7 @@ impl Host {
             dirty: Arc::new(Notify::new()),
             claiming: tokio::sync::Mutex::new(()),
             saving: tokio::sync::Mutex::new(()),
+            token_told: AtomicBool::new(false),
             saved: AtomicBool::new(true),
             failure: watch::Sender::new(None),
             mcp: Mcp::default(),
