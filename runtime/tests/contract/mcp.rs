@@ -1,7 +1,10 @@
 //! MCP servers of a session: the agent is told of a relay on the loopback address, the relay adds the session's token,
 //! and the token is in nothing that the agent is given.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use super::support::{Pod, Session, until};
 use axum::{
@@ -193,7 +196,8 @@ async fn an_agent_that_somebody_uses_goes_on_and_its_user_is_told_that_it_has_no
     let mut events = session.events("/events", None).await;
     assert_eq!(session.post("/message", json!({"content": "x", "type": "raw"})).await.0, 200);
     *runtime.good.lock().unwrap() = None;
-    let told = events.until(|event| event.name == "agent_error").await.pop().unwrap().data;
+    let told = events.until(|event| event.name == "agent_error");
+    let told = tokio::time::timeout(Duration::from_secs(60), told).await.expect("nobody is told").pop().unwrap().data;
     assert_eq!(told["level"], "warning");
     assert!(told["message"].as_str().unwrap().contains("MCP servers"), "{told}");
     assert!(!pod.path("work").join("started-1").exists());
