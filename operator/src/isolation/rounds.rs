@@ -148,11 +148,16 @@ async fn shared_round(context: &Context) {
     }
     let fences = tokio::time::timeout(LIMIT, database::fences(context)).await;
     let fences = fences.unwrap_or_else(|_| Fences { outcome: Outcome::unknown(TOO_LONG), drifted: false });
-    // Told before it is repaired, or nobody would ever know.
-    for organization in context.stores.organizations.state() {
-        if fences::is_in_place(&organization) {
-            settle(context, &organization, &[(Probe::PostgresFences, fences.outcome.clone())]).await;
+    // Told before it is repaired, or nobody would ever know. An API server that says nothing does not keep it open.
+    let telling = async {
+        for organization in context.stores.organizations.state() {
+            if fences::is_in_place(&organization) {
+                settle(context, &organization, &[(Probe::PostgresFences, fences.outcome.clone())]).await;
+            }
         }
+    };
+    if tokio::time::timeout(LIMIT, telling).await.is_err() {
+        tracing::warn!("telling what became of the fences of the database took too long");
     }
     if !fences.drifted {
         return;

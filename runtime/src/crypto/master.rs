@@ -1,6 +1,7 @@
 //! Master keys out of the folder that Secret agentapi-master-key is mounted in, and the wrapped data keys that they
 //! open: the operator's format (operator/src/envelope.rs). May touch: that folder.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use aes_gcm::aead::{Aead, KeyInit, Payload};
@@ -30,7 +31,11 @@ impl MasterKeys {
         for entry in std::fs::read_dir(folder).map_err(unreadable(folder))? {
             let name = entry.map_err(unreadable(folder))?.file_name().to_string_lossy().into_owned();
             if name == names::KEY_MASTER_NEXT || name.starts_with(names::KEY_MASTER_PREVIOUS) {
-                keys.push(one(folder, &name)?);
+                match one(folder, &name) {
+                    // The kubelet is just exchanging the files.
+                    Err(CryptoError::Folder { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                    key => keys.push(key?),
+                }
             }
         }
         Ok(Self { keys })

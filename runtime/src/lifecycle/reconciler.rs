@@ -13,14 +13,14 @@ use super::suspend::POD_DELETED;
 use super::{ABANDONED, Lifecycle, LifecycleError};
 use crate::audit::Origin;
 use crate::pods::{Pod, PodState};
-use crate::store::TenantScope;
 use crate::store::identity::{Draining, Organization};
 use crate::store::leader::{Leadership, SESSION_RECONCILER};
 use crate::store::sessions::{Phase, Session};
+use crate::store::{StoreError, TenantScope};
 
 /// A pod without a live session may be one whose row is not written yet; it gets this long.
 const ORPHAN_ROUNDS: u32 = 2;
-/// One tenant never takes longer: the next round goes on with what is left, and whoever leads must get to the others.
+/// One tenant never takes longer: whoever leads must get to the others.
 const TENANT_LIMIT: Duration = Duration::from_secs(300);
 
 /// What the leader remembers from round to round; a new leader begins with nothing, which costs it one more write.
@@ -142,9 +142,12 @@ async fn tenant(
         } else {
             session_step(lifecycle, organization, session, pod).await
         };
-        // One that the cluster does not let go, say, must not keep the loop from the others.
-        if let Err(error) = step {
-            tracing::warn!(session = %session.id, %error, "session reconciler: it is tried again");
+        match step {
+            Ok(()) => {}
+            // Without Postgres nothing can be done for any of them, and what is known of them grows old.
+            Err(error @ LifecycleError::Store(StoreError::Unavailable(_))) => return Err(error),
+            // One that the cluster does not let go, say, must not keep the loop from the others.
+            Err(error) => tracing::warn!(session = %session.id, %error, "session reconciler: it is tried again"),
         }
     }
     for (session, pod) in by_session {

@@ -112,7 +112,8 @@ impl OAuth {
                     let kept = self.keep(target, seen, lease, &tokens, &kept).await;
                     let away = matches!(
                         kept,
-                        Err(OauthError::Store(StoreError::Unavailable(_)) | OauthError::Crypto(CryptoError::Wrapped(_)))
+                        Err(OauthError::Store(StoreError::Unavailable(_))
+                            | OauthError::Crypto(CryptoError::Wrapped(_) | CryptoError::Folder { .. }))
                     );
                     let Some(pause) = pauses.next().filter(|_| away) else { break kept? };
                     tokio::time::sleep(pause).await;

@@ -15,19 +15,20 @@ pub(super) async fn ask_on(host: Arc<Host>, stop: CancellationToken) {
             let pause = pauses.next().unwrap_or(sync::REFUSED_PAUSE);
             let asking = async {
                 tokio::time::sleep(pause).await;
-                host.ask_for_connections().await
+                // An agent that is just being started has what it will know.
+                let starts = host.claiming.lock().await;
+                host.ask_for_connections().await.map(|differ| differ.then_some(starts))
             };
             match stop.run_until_cancelled(asking).await {
                 None => return,
                 Some(Ok(differ)) => break differ,
-                Some(Err(AskError::Final(_))) => break false,
+                Some(Err(AskError::Final(_))) => break None,
                 Some(Err(AskError::Passing(_) | AskError::Later(_))) => {}
             }
         };
-        let alone = async { (host.claiming.lock().await, host.typing.lock().await) };
-        if differ {
-            // Nobody claims the pod, or types into an agent that is about to go.
-            let Some(_alone) = stop.run_until_cancelled(alone).await else { return };
+        if let Some(_starts) = differ {
+            // Nobody types into an agent that is about to go.
+            let Some(_typing) = stop.run_until_cancelled(host.typing.lock()).await else { return };
             host.learn_late().await;
         }
     }

@@ -5,6 +5,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    time::{Duration, Instant},
 };
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
@@ -20,6 +21,8 @@ const PUBLIC_KEYS: &str = "public-keys";
 const KEY_ID: usize = 12;
 /// Clocks of two nodes may differ by this much.
 const LEEWAY_SECONDS: u64 = 10;
+/// A mounted Secret is not older than this.
+const LATE: Duration = Duration::from_mins(5);
 
 /// Why a request is not let in.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,9 +56,9 @@ type Keys = Vec<(String, DecodingKey)>;
 /// The keys of the moment.
 struct Known {
     keys: Keys,
-    /// The runtime has said them to this process, and says each change. The mounted Secret may be older, since the
-    /// kubelet brings it up to a minute and a half late: it would let a retired key in again.
-    told: bool,
+    /// The runtime has said them to this process, as it says each change. Until this time the mounted Secret may be older,
+    /// since the kubelet brings it up to a minute and a half late: it would let a retired key in again.
+    told_until: Option<Instant>,
 }
 
 /// Checks tokens.
@@ -77,19 +80,20 @@ impl Verifier {
         validation.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
         validation.leeway = LEEWAY_SECONDS;
         let verifier = Self {
-            known: Arc::new(RwLock::new(Known { keys: parse(public_keys)?, told: false })),
+            known: Arc::new(RwLock::new(Known { keys: parse(public_keys)?, told_until: None })),
             validation: Arc::new(validation),
             pod: pod.to_owned(),
             file: secret_dir.map(|folder| folder.join(PUBLIC_KEYS)),
         };
-        verifier.reload();
+        verifier.reload(None);
         Ok(verifier)
     }
 
     /// Accepts tokens of these keys from now on, and of no others: the runtime says so.
     pub(super) fn replace(&self, public_keys: &str) -> Result<(), KeyError> {
         let keys = parse(public_keys)?;
-        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Known { keys, told: true };
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) =
+            Known { keys, told_until: Some(Instant::now() + LATE) };
         Ok(())
     }
 
@@ -97,17 +101,24 @@ impl Verifier {
         self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the keys of the mounted Secret, if it has any and the runtime has said nothing yet.
-    fn reload(&self) {
-        if self.known().told {
+    /// Takes the keys of the mounted Secret, if it has any and the runtime has said nothing yet. Where a key was replaced
+    /// and not rotated, the runtime can say nothing any more to whoever knows the old one only: then, for a key that is not
+    /// known, the Secret speaks again, once it can't be older than the runtime's last word.
+    fn reload(&self, kid: Option<&str>) {
+        let older = |known: &Known| {
+            known.told_until.is_some_and(|until| {
+                Instant::now() < until || kid.is_none_or(|kid| known.keys.iter().any(|(id, _)| id == kid))
+            })
+        };
+        if older(&self.known()) {
             return;
         }
         let Some(text) = self.file.as_ref().and_then(|file| std::fs::read_to_string(file).ok()) else { return };
         match parse(&text) {
             Ok(keys) => {
                 let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-                if !known.told {
-                    known.keys = keys;
+                if !older(&known) {
+                    *known = Known { keys, told_until: None };
                 }
             }
             Err(KeyError) => {
@@ -124,7 +135,7 @@ impl Verifier {
             .map(|(_, token)| token.trim())
             .ok_or(TokenError::Missing)?;
         let kid = jsonwebtoken::decode_header(token).map_err(|_| TokenError::Invalid)?.kid;
-        self.reload();
+        self.reload(kid.as_deref());
         let keys = self.known().keys.clone();
         // A token without `kid` is one of a runtime of an older version.
         let mut candidates = keys.iter().filter(|(id, _)| kid.as_ref().is_none_or(|kid| kid == id));

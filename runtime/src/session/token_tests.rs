@@ -87,6 +87,21 @@ fn a_secret_that_is_late_does_not_let_a_retired_key_in_again() {
     }
 }
 
+/// Somebody has deleted the Secret with the signing key, and the runtime can't say so with a key that the pod knows.
+#[test]
+fn a_key_that_was_replaced_without_a_rotation_is_read_from_the_secret_in_the_end() {
+    let (lost, new) = (signer(), signer());
+    let folder = tempfile::tempdir().unwrap();
+    let verifier = Verifier::new(&lost.public, "p1", Some(folder.path())).unwrap();
+    verifier.replace(&lost.public).unwrap();
+    std::fs::write(folder.path().join(PUBLIC_KEYS), &new.public).unwrap();
+    assert_eq!(verifier.session(Some(&named(&new, &claims()))), Err(TokenError::Invalid), "it may be an older one");
+    verifier.known.write().unwrap().told_until = Some(Instant::now());
+    assert_eq!(verifier.session(Some(&named(&lost, &claims()))), Ok("s1".to_owned()), "nobody has asked with another");
+    assert_eq!(verifier.session(Some(&named(&new, &claims()))), Ok("s1".to_owned()));
+    assert_eq!(verifier.session(Some(&named(&lost, &claims()))), Err(TokenError::Invalid));
+}
+
 #[test]
 fn a_kid_of_one_key_does_not_open_with_another() {
     let (one, two) = (signer(), signer());
