@@ -1,9 +1,12 @@
 //! Clients of MCP servers: a user connects, lists, calls, reads, and any replica goes on with it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use agentapi_tests::cluster::eventually;
 use agentapi_tests::mcp::raw::{Mood, Raw};
 use agentapi_tests::mcp::setup::{self, configuration, connect, connection, platform, protected, secret};
+use agentapi_tests::serve::steps::SOON;
 use anyhow::Result;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
@@ -103,6 +106,56 @@ async fn a_credential_that_was_changed_is_used_at_once_and_never_shown() -> Resu
         let shown = admin.get(path).await?.expect(200)?.to_string();
         assert!(!shown.contains("t0ken"), "{path}: {shown}");
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_key_goes_in_the_header_that_its_server_wants() -> Result<()> {
+    let (platform, replica, acme) = platform(SESSION_POD).await?;
+    let (admin, server) = (replica.api(Some(&acme.admin))?, Raw::start().await?);
+    secret(&platform, &acme, "raw", "a-k3y", &server.url())?;
+    let mut body = configuration("raw", &server.url());
+    body["auth"] = json!({"apiKey": {"header": "X-Api-Key", "secretRef": {"name": "raw", "key": "token"}}});
+    let client = connect(&admin, &connection(&admin, &body).await?).await?;
+    admin.post("/v1/mcp/call_tool", &json!({"client": client, "name": "echo"})).await?.expect(200)?;
+    let seen = server.seen();
+    assert!(seen.len() > 1);
+    for seen in seen {
+        assert!(seen.head.contains("x-api-key: a-k3y\r\n") && !seen.head.contains("authorization:"), "{}", seen.head);
+    }
+    for path in ["/v1/mcp/configurations", "/v1/mcp/clients", "/v1/audit?limit=1000"] {
+        assert!(!admin.get(path).await?.expect(200)?.to_string().contains("a-k3y"), "{path}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_says_nothing_takes_its_own_places_and_nobody_elses() -> Result<()> {
+    const PLACES: usize = 32;
+    let (_platform, replica, acme) = platform(SESSION_POD).await?;
+    let (admin, silent, well) = (replica.api(Some(&acme.admin))?, Raw::start().await?, Raw::start().await?);
+    let dead = connect(&admin, &connection(&admin, &configuration("silent", &silent.url())).await?).await?;
+    let alive = connect(&admin, &connection(&admin, &configuration("well", &well.url())).await?).await?;
+    silent.set_mood(Mood::Silent);
+    let call = |client: &str| json!({"client": client, "name": "echo"});
+    let waiting: Vec<_> = (0..PLACES)
+        .map(|_| {
+            let (admin, body) = (admin.clone(), call(&dead));
+            tokio::spawn(async move { admin.post("/v1/mcp/call_tool", &body).await })
+        })
+        .collect();
+    eventually("all places are taken", SOON, async || {
+        let taken = silent.count("tools/call");
+        Ok(if taken == PLACES { Ok(()) } else { Err(format!("{taken} calls")) })
+    })
+    .await?;
+    let refused = admin.request(Method::POST, "/v1/mcp/call_tool").json(&call(&dead)).send().await?;
+    assert_eq!(refused.status(), 429);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    assert!(refused.text().await?.contains("/mcp-busy"));
+    assert_eq!(silent.count("tools/call"), PLACES, "it was called all the same");
+    admin.post("/v1/mcp/call_tool", &call(&alive)).await?.expect(200)?;
+    waiting.iter().for_each(|call| call.abort());
     Ok(())
 }
 

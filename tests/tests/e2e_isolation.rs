@@ -232,8 +232,8 @@ async fn what_the_operator_can_not_repair_stays_visible() {
     becomes(cluster, slug, "True", "", HEALED).await;
 }
 
-/// A probe pod is nobody's session, costs the tenant nothing, and is gone afterwards; and what it finds is found: with a
-/// policy that opens everything where nobody removes it, it gets through.
+/// A probe pod is placed as the pods of sessions are, is nobody's session, and finds nothing. What it would find is not
+/// seen here, since a fence that is down is back before a pod has started: its judgement has a test of its own.
 #[tokio::test]
 async fn the_probe_pod_is_placed_as_a_session_pod_and_is_no_session() {
     let tenant = Tenant::new("e2e-probe").await;

@@ -178,13 +178,17 @@ impl World {
         for namespace in [SYSTEM, TENANT] {
             for pod in self.cluster.list("pods", namespace, "").unwrap() {
                 let name = pod["metadata"]["name"].as_str().unwrap();
-                for container in pod["spec"]["containers"].as_array().unwrap() {
+                let containers = ["initContainers", "containers"].map(|kind| pod["spec"][kind].as_array());
+                for container in containers.into_iter().flatten().flatten() {
                     let container = container["name"].as_str().unwrap();
-                    let logs = ["-n", namespace, "logs", name, "-c", container];
-                    // A pod that has just begun or is about to go may have none.
-                    let text = self.cluster.try_kubectl(&logs, "").unwrap().stdout;
-                    if !text.is_empty() {
-                        search.look(&format!("the log of {name}/{container}"), &text);
+                    for previous in [false, true] {
+                        let previous = format!("--previous={previous}");
+                        let logs = ["-n", namespace, "logs", name, "-c", container, &previous];
+                        // A pod that has just begun or is about to go may have none.
+                        let text = self.cluster.try_kubectl(&logs, "").unwrap().stdout;
+                        if !text.is_empty() {
+                            search.look(&format!("the log of {name}/{container}"), &text);
+                        }
                     }
                 }
             }

@@ -76,6 +76,16 @@ pub(crate) fn build(program: &Program) -> Result<PathBuf> {
     Ok(file)
 }
 
+/// Runs the tests of the part that enforces network policies; the first time it compiles for some minutes.
+pub(crate) fn test() -> Result<()> {
+    let mut command = Command::new(toolchain()?);
+    command
+        .current_dir(paths::repo().join("devcluster"))
+        .args(["test", "-p", "2", "-trimpath", "./netpol"])
+        .envs(environment());
+    sh::logged(&mut command, &paths::logs()?.join("go-test.log"))
+}
+
 /// Links the program under the names into the folder of fixed paths.
 pub(crate) fn link(file: &Path, dir: &Path, names: &[&str]) -> Result<()> {
     for name in names {

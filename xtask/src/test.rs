@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::Command, time::Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cluster, debian, images, paths, sh, up};
+use crate::{cluster, debian, gobuild, images, paths, sh, up};
 
 /// The client of coder/agentapi that the conformance test drives, from PyPI.
 const CYBERIAN: &str = "cyberian==0.2.2";
@@ -80,6 +80,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     }
     if wanted(Part::Cluster) {
         up::main(&up::Args::new(args.cluster, args.profile.clone()).with_all_agents())?;
+        section("tests of the enforcer of network policies", gobuild::test)?;
         let client = conformance_client()?;
         let names = cluster_tests()?;
         let mut words = vec!["test", "--workspace", "--features", "agentapi-tests/cluster", "--no-fail-fast"];

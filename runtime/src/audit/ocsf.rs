@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::action;
 use super::chain::Row;
+use crate::prompt::screening::Outcome;
 
 /// Version of the schema.
 pub const VERSION: &str = "1.3.0";
@@ -102,6 +103,9 @@ pub fn event(row: &Row) -> Value {
     let known = TABLE.iter().find(|(action, ..)| *action == row.action);
     let (class, activity, severity, success) = known
         .map_or((ApiActivity, OTHER, Low, true), |&(_, class, activity, severity, ok)| (class, activity, severity, ok));
+    // One action for what screening finds; whether the text went on is in its detail.
+    let refused = row.action == action::PROMPT_SCREEN && row.detail["outcome"] == Outcome::Rejected.as_str();
+    let success = success && !refused;
     let (class_uid, class_name, category_uid, category_name) = match class {
         AccountChange => (3001, "Account Change", 3, "Identity & Access Management"),
         ApiActivity => (6003, "API Activity", 6, "Application Activity"),
@@ -184,6 +188,16 @@ mod tests {
         row.action = "organization.isolation-breached".into();
         let event = event(&row);
         assert_eq!((&event["severity_id"], &event["status"]), (&json!(4), &json!("Failure")));
+    }
+
+    #[test]
+    fn a_text_that_screening_let_through_has_another_status_than_one_that_it_refused() {
+        let mut row = row(1);
+        action::PROMPT_SCREEN.clone_into(&mut row.action);
+        for (outcome, status) in [(Outcome::Detected, "Success"), (Outcome::Rejected, "Failure")] {
+            row.detail = json!({ "outcome": outcome.as_str() });
+            assert_eq!(event(&row)["status"], status);
+        }
     }
 
     #[test]
