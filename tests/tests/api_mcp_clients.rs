@@ -155,7 +155,9 @@ async fn a_server_that_says_nothing_takes_its_own_places_and_nobody_elses() -> R
     assert!(refused.text().await?.contains("/mcp-busy"));
     assert_eq!(silent.count("tools/call"), PLACES, "it was called all the same");
     admin.post("/v1/mcp/call_tool", &call(&alive)).await?.expect(200)?;
-    waiting.iter().for_each(|call| call.abort());
+    for call in waiting {
+        call.abort();
+    }
     Ok(())
 }
 
