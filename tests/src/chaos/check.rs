@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use agentapi_runtime::audit::action;
 use agentapi_runtime::audit::chain::{Head, Row, Verifier};
 use anyhow::{Context, Result, bail, ensure};
 use url::Url;
@@ -50,7 +51,8 @@ async fn messages(work: &Work) -> Result<usize> {
     Ok(found)
 }
 
-/// Every session that was created is in the audit log of its organization and in no other; each chain is whole.
+/// Every session that was created is in the audit log of its organization and in no other, and so is what was said in
+/// them; each chain is whole.
 fn audit(cluster: &Cluster, work: &Work) -> Result<usize> {
     // One statement, so that rows and heads are of the same moment.
     let lines = sql(
@@ -91,6 +93,20 @@ fn audit(cluster: &Cluster, work: &Work) -> Result<usize> {
         ensure!(
             rows.iter().all(|row| row.org_slug == *organization),
             "session {session} is in another tenant's audit log"
+        );
+    }
+    for talk in &work.talks {
+        let told = chains.values().flatten().filter(|row| {
+            row.action == action::SESSION_MESSAGE
+                && row.target_id.as_ref() == Some(&talk.session)
+                && row.org_slug == talk.organization
+        });
+        // What was not acknowledged may have a row all the same.
+        let (told, said) = (told.count(), talk.acknowledged.len());
+        ensure!(
+            told >= said,
+            "{said} messages of session {} were acknowledged and {told} have audit rows",
+            talk.session
         );
     }
     Ok(work.sessions.len())
