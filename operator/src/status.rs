@@ -70,6 +70,13 @@ pub fn merge(old: &[Condition], sayings: &[Saying], generation: Option<i64>, now
     merged
 }
 
+/// The conditions without those of `ours` that we do not speak of now: what they said holds no more.
+pub fn without_unsaid(old: &[Condition], ours: &[&str], sayings: &[Saying]) -> Vec<Condition> {
+    let holds =
+        |it: &&Condition| !ours.contains(&it.type_.as_str()) || sayings.iter().any(|saying| saying.kind == it.type_);
+    old.iter().filter(holds).cloned().collect()
+}
+
 /// Conditions whose status or reason changed: the only thing that is worth an Event.
 pub fn transitions<'a>(old: &[Condition], new: &'a [Condition]) -> Vec<&'a Condition> {
     new.iter()

@@ -2,21 +2,20 @@
 use crate::{
     controllers::reference::Refusal,
     observations::{Observation, Tool},
-    status::{Saying, merge},
+    status::{Saying, merge, without_unsaid},
 };
 use agentapi_crds::{
     McpConnection,
     conditions::{ACCEPTED, AUTHORIZED, BREAKER_CLOSED, EGRESS_ALLOWED, READY, TOOLS_PINNED, reason},
     mcp_connection::{McpConnectionStatus, ToolStatus},
 };
-use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-    jiff::Timestamp,
-};
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use std::time::Duration;
 
 /// A status does not hold more tools than this.
 const MOST_TOOLS: usize = 256;
+/// Conditions that are there only while there is something to say.
+const OURS: [&str; 4] = [AUTHORIZED, BREAKER_CLOSED, TOOLS_PINNED, EGRESS_ALLOWED];
 /// So many names are in a message.
 const NAMED: usize = 5;
 
@@ -81,7 +80,7 @@ pub fn status(connection: &McpConnection, state: &State, now: Timestamp) -> McpC
             .map(|it| i32::try_from(it.tools.len()).unwrap_or(i32::MAX)),
         tools: observation.map(|it| it.tools.iter().take(MOST_TOOLS).map(shown).collect()).unwrap_or_default(),
         last_probe: old.last_probe.clone(),
-        conditions: merge(&of_others(&old.conditions, &sayings), &sayings, generation, now),
+        conditions: merge(&without_unsaid(&old.conditions, &OURS, &sayings), &sayings, generation, now),
     };
     // That it was looked at again and nothing was new is no reason to write.
     let probed = observation.map(|it| Time(it.observed_at));
@@ -93,14 +92,6 @@ pub fn status(connection: &McpConnection, state: &State, now: Timestamp) -> McpC
 
 fn shown(tool: &Tool) -> ToolStatus {
     ToolStatus { name: tool.name.clone(), digest: tool.digest.clone() }
-}
-
-/// The conditions without those of ours that we do not speak of now: what they said holds no more.
-fn of_others(old: &[Condition], sayings: &[Saying]) -> Vec<Condition> {
-    let ours = [AUTHORIZED, BREAKER_CLOSED, TOOLS_PINNED, EGRESS_ALLOWED];
-    let holds =
-        |it: &&Condition| !ours.contains(&it.type_.as_str()) || sayings.iter().any(|saying| saying.kind == it.type_);
-    old.iter().filter(holds).cloned().collect()
 }
 
 /// The observation, if it speaks of this spec and is not too old.

@@ -2,14 +2,14 @@
 use super::apply::Pool;
 use crate::{
     controllers::reference::Refusal,
-    status::{Saying, merge},
+    status::{Saying, merge, without_unsaid},
 };
 use agentapi_crds::{
     Workspace,
     conditions::{ACCEPTED, EGRESS_ALLOWED, READY, reason},
     workspace::WorkspaceStatus,
 };
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
+use k8s_openapi::jiff::Timestamp;
 
 /// How far a Workspace has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,15 +67,9 @@ pub fn status(workspace: &Workspace, state: &State, now: Timestamp) -> Workspace
         workspace_id: id,
         warm_pods,
         sessions,
-        conditions: merge(&holding(&old.conditions, &sayings), &sayings, generation, now),
+        // Where no policy is in place, no rule is in force.
+        conditions: merge(&without_unsaid(&old.conditions, &[EGRESS_ALLOWED], &sayings), &sayings, generation, now),
     }
-}
-
-/// Without what we do not speak of now: where no policy is in place, no rule is in force.
-fn holding(old: &[Condition], sayings: &[Saying]) -> Vec<Condition> {
-    let holds =
-        |it: &&Condition| it.type_ != EGRESS_ALLOWED || sayings.iter().any(|saying| saying.kind == EGRESS_ALLOWED);
-    old.iter().filter(holds).cloned().collect()
 }
 
 fn egress_allowed(refused: &[String]) -> Saying {
