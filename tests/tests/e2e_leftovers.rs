@@ -5,6 +5,7 @@ use agentapi_tests::{
     cluster::eventually,
     tenant::{SETTLE, Tenant},
 };
+use serde_json::Value;
 
 fn policy(tenant: &Tenant, name: &str) -> String {
     format!(
@@ -54,6 +55,32 @@ async fn a_row_whose_resource_is_gone_goes_too_and_no_other() {
     .unwrap();
 }
 
+/// Waits until one of so many policies is in place, and the others say why they are not; its name.
+async fn only_one_has_a_place(tenant: &Tenant, policies: usize) -> String {
+    let team = tenant.team();
+    eventually("one policy is in place", SETTLE, async || {
+        let list = tenant.cluster.kubectl(&["-n", &team, "get", "promptpolicies", "-o", "json"])?;
+        let list: Value = serde_json::from_str(&list)?;
+        let says = |item: &Value, kind: &str, reason: &str| {
+            item["status"]["conditions"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|it| it["type"] == kind && it["reason"] == reason)
+        };
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        let refused = items.iter().filter(|item| says(item, "Accepted", "QuotaExceeded")).count();
+        let placed: Vec<_> = items.iter().filter(|item| says(item, "Ready", "Reconciled")).collect();
+        let placed: Vec<_> = placed.iter().filter_map(|item| item["metadata"]["name"].as_str()).collect();
+        let rows =
+            tenant.sql(&format!("select string_agg(name, ' ') from prompt_policies where k8s_namespace = '{team}'"));
+        let right = items.len() == policies && refused + 1 == policies && placed == [rows.as_str()];
+        Ok(if right { Ok(rows) } else { Err(format!("{refused} refused, in place: {placed:?}, rows: {rows:?}")) })
+    })
+    .await
+    .unwrap()
+}
+
 #[tokio::test]
 async fn policies_beyond_the_quota_are_not_accepted_until_there_is_room() {
     let tenant = Tenant::new("e2e-policies").await;
@@ -63,16 +90,15 @@ async fn policies_beyond_the_quota_are_not_accepted_until_there_is_room() {
         tenant.cluster.kubectl(&["patch", "organization", &tenant.slug, "--type", "merge", "-p", &patch]).unwrap();
     };
     quota(1);
-    tenant.cluster.apply(&policy(&tenant, "first")).unwrap();
-    tenant.ready("promptpolicy", Some(&team), "first").await;
-    tenant.cluster.apply(&policy(&tenant, "second")).unwrap();
-    tenant.says("promptpolicy", Some(&team), "second", "Accepted", "False", "QuotaExceeded").await;
-    let rows =
-        || tenant.sql(&format!("select string_agg(name, ' ') from prompt_policies where k8s_namespace = '{team}'"));
-    assert_eq!(rows(), "first");
-    tenant.cluster.kubectl(&["-n", &team, "delete", "promptpolicy", "first"]).unwrap();
-    tenant.ready("promptpolicy", Some(&team), "second").await;
-    assert_eq!(rows(), "second");
+    // All in one second, and looked at at once: whoever was let in keeps its place, and nobody else gets one.
+    let many: Vec<String> = (0..8).map(|n| policy(&tenant, &format!("rule-{n}"))).collect();
+    tenant.cluster.apply(&many.join("---\n")).unwrap();
+    let first = only_one_has_a_place(&tenant, many.len()).await;
+    tenant.cluster.apply(&policy(&tenant, "late")).unwrap();
+    tenant.says("promptpolicy", Some(&team), "late", "Accepted", "False", "QuotaExceeded").await;
+    assert_eq!(only_one_has_a_place(&tenant, many.len() + 1).await, first, "who was let in keeps its place");
+    tenant.cluster.kubectl(&["-n", &team, "delete", "promptpolicy", &first]).unwrap();
+    assert_ne!(only_one_has_a_place(&tenant, many.len()).await, first);
     // A value that is too long does not come in at all.
     let long = format!("{}  variables: {{own: {}}}\n", policy(&tenant, "long"), "x".repeat(2049));
     let refused = tenant.cluster.apply(&long).unwrap_err().to_string();

@@ -79,8 +79,14 @@ pub fn is_accepted<K: ResourceExt>(object: &K, conditions: Option<&Vec<Condition
         && conditions.into_iter().flatten().any(|condition| condition.type_ == ACCEPTED && condition.status == "True")
 }
 
-/// Who was first; the uid decides between two of the same second.
-pub fn age<K: ResourceExt>(object: &K) -> (Option<i64>, Option<String>) {
+/// Whether `other` has its name or its place in a quota before `this` gets one. Who has a place keeps it: creation times
+/// have a resolution of one second, so age decides only between two that were both let in, by reconciles at once.
+pub fn precedes<K: ResourceExt>(other: &K, this: &K, is_accepted: impl Fn(&K) -> bool) -> bool {
+    other.uid() != this.uid() && is_accepted(other) && (!is_accepted(this) || age(other) < age(this))
+}
+
+/// The uid decides between two of the same second.
+fn age<K: ResourceExt>(object: &K) -> (Option<i64>, Option<String>) {
     (object.creation_timestamp().map(|time| time.0.as_second()), object.uid())
 }
 
@@ -143,7 +149,12 @@ fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool 
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::controllers::organization::tests::acme;
+    use crate::controllers::{
+        organization::tests::acme,
+        prompt_policy::validate::{is_accepted, tests::policy},
+    };
+    use agentapi_crds::PromptPolicy;
+    use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
     use rstest::rstest;
     use serde_json::{Value, json};
 
@@ -172,13 +183,35 @@ mod tests {
     }
 
     #[test]
+    fn who_has_a_place_keeps_it_and_age_decides_between_two_that_have_one() {
+        let object = |uid: &str, second: i64, accepted: bool| {
+            let mut made = policy(&json!({"scope": "Organization", "template": "x"}));
+            made.metadata.uid = Some(uid.into());
+            made.metadata.creation_timestamp = Timestamp::from_second(second).ok().map(Time);
+            made.status = accepted.then(|| {
+                serde_json::from_value(json!({"conditions": [{"type": ACCEPTED, "status": "True", "reason": "x",
+                    "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}))
+                .unwrap()
+            });
+            made
+        };
+        let before = |other: &PromptPolicy, this: &PromptPolicy| precedes(other, this, is_accepted);
+        let (placed, late) = (object("b", 7, true), object("a", 7, false));
+        assert!(before(&placed, &late), "the smaller uid of the same second took it away");
+        assert!(before(&placed, &object("a", 3, false)), "an older one that was let in late took it away");
+        assert!(!before(&late, &placed) && !before(&placed, &placed));
+        let (older, both) = (object("z", 3, true), object("a", 7, true));
+        assert!(before(&older, &both) && !before(&both, &older));
+        assert!(before(&both, &placed) && !before(&placed, &both));
+    }
+
+    #[test]
     fn an_organization_that_is_missing_or_going_is_named() {
         let refusal = resolve(None, "acme", "team-a", &labels()).unwrap_err();
         assert_eq!(refusal.reason, reason::ORGANIZATION_NOT_FOUND);
         let mut organization = acme();
         organization.spec.allowed_namespaces.names = vec!["team-a".into()];
-        organization.metadata.deletion_timestamp =
-            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
+        organization.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
         let refusal = resolve(Some(&organization), "acme", "team-a", &labels()).unwrap_err();
         assert_eq!(refusal.reason, reason::ORGANIZATION_DELETING);
     }

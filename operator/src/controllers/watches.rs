@@ -1,6 +1,6 @@
 //! What is watched. The watches of our own kinds fill the stores and ask for reconciles of the object and of those
 //! that refer to it; the watches of what we own look at metadata only, and never at Secrets of the whole cluster.
-use super::Queues;
+use super::{Queues, reference as place};
 use crate::{
     context::{Stores, Triggers},
     drift::{self, Owner},
@@ -203,16 +203,21 @@ struct Referring {
 }
 
 impl Referring {
-    /// Has it let go of its name and its place with this event? One that never had any frees none: else whoever makes a
-    /// thousand that are refused would have each looked at whenever one of them changes.
-    fn lets_go<K: Resource>(&self, object: &K, is_accepted: bool) -> bool {
+    /// Which others of its organization this event of `object` concerns. When it lets go of its name and its place: those
+    /// that have none. One that never had any frees none: else whoever makes a thousand that are refused would have each
+    /// looked at whenever one of them changes. When it takes a place: who was let in at the same time and comes after it.
+    fn rivals<K: Resource>(&self, object: &K, is_accepted: fn(&K) -> bool) -> Option<impl Fn(&K) -> bool> {
         let uid = object.meta().uid.clone().unwrap_or_default();
         let mut placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_accepted {
-            placed.insert(uid);
-            return false;
-        }
-        placed.remove(&uid)
+        let (takes, lets_go) =
+            if is_accepted(object) { (placed.insert(uid), false) } else { (false, placed.remove(&uid)) };
+        (takes || lets_go).then_some(move |other: &K| {
+            if takes {
+                is_accepted(other) && place::precedes(object, other, is_accepted)
+            } else {
+                !is_accepted(other) && other.uid() != object.uid()
+            }
+        })
     }
 
     fn to_organization(&self, name: &str) {
@@ -227,12 +232,8 @@ impl Referring {
         let (name, namespace) = (workspace.name_any(), workspace.namespace());
         let organization = &workspace.spec.organization_ref;
         self.triggers.owner(Owner::Organization(organization.name.clone()));
-        if self.lets_go(workspace, super::workspace::validate::is_accepted(workspace)) {
-            self.each_workspace(|other| {
-                other.spec.organization_ref == *organization
-                    && other.uid() != workspace.uid()
-                    && !super::workspace::validate::is_accepted(other)
-            });
+        if let Some(rivals) = self.rivals(workspace, super::workspace::validate::is_accepted) {
+            self.each_workspace(|other| other.spec.organization_ref == *organization && rivals(other));
         }
         self.each_connection(|connection| {
             connection.namespace() == namespace
@@ -245,26 +246,19 @@ impl Referring {
     }
 
     fn to_connection(&self, connection: &McpConnection) {
-        if !self.lets_go(connection, super::mcp_connection::validate::is_accepted(connection)) {
-            return;
+        if let Some(rivals) = self.rivals(connection, super::mcp_connection::validate::is_accepted) {
+            self.each_connection(|other| {
+                other.spec.organization_ref == connection.spec.organization_ref
+                    && other.spec.transport.stdio.is_some()
+                    && rivals(other)
+            });
         }
-        self.each_connection(|other| {
-            other.spec.organization_ref == connection.spec.organization_ref
-                && other.spec.transport.stdio.is_some()
-                && other.uid() != connection.uid()
-                && !super::mcp_connection::validate::is_accepted(other)
-        });
     }
 
     fn to_policy(&self, policy: &PromptPolicy) {
-        if !self.lets_go(policy, super::prompt_policy::validate::is_accepted(policy)) {
-            return;
+        if let Some(rivals) = self.rivals(policy, super::prompt_policy::validate::is_accepted) {
+            self.each_policy(|other| other.spec.organization_ref == policy.spec.organization_ref && rivals(other));
         }
-        self.each_policy(|other| {
-            other.spec.organization_ref == policy.spec.organization_ref
-                && other.uid() != policy.uid()
-                && !super::prompt_policy::validate::is_accepted(other)
-        });
     }
 
     fn in_namespace(&self, name: &str) {
@@ -317,8 +311,9 @@ mod tests {
     }
 
     #[test]
-    fn refused_ones_are_looked_at_when_a_place_becomes_free_and_not_whenever_one_of_them_changes() {
+    fn others_are_looked_at_when_a_place_is_taken_or_becomes_free_and_not_whenever_one_changes() {
         let (policies, mut writer) = reflector::store();
+        writer.apply_watcher_event(&Event::Apply(judged("middle", "True")));
         for n in 0..100 {
             writer.apply_watcher_event(&Event::Apply(judged(&format!("refused-{n}"), "False")));
         }
@@ -336,7 +331,11 @@ mod tests {
             std::iter::from_fn(|| asking.try_recv().ok()).count()
         };
         assert_eq!(after(&judged("refused-1", "False")), 0);
-        assert_eq!((after(&judged("first", "True")), after(&judged("first", "True"))), (0, 0));
+        assert_eq!(
+            (after(&judged("first", "True")), after(&judged("first", "True"))),
+            (1, 0),
+            "the one that comes after it"
+        );
         assert_eq!((after(&judged("first", "False")), after(&judged("first", "False"))), (100, 0));
         let mut going = judged("second", "True");
         assert_eq!(after(&going), 0);

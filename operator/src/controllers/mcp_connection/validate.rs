@@ -1,6 +1,6 @@
 //! Is the connection accepted, and what does Postgres have to know of it? Pure.
 use crate::{
-    controllers::reference::{self, Refusal, Tenancy, age},
+    controllers::reference::{self, Refusal, Tenancy},
     records::ConnectionRow,
 };
 use agentapi_crds::{McpConnection, Workspace, conditions::reason, mcp_connection::McpTransport};
@@ -72,9 +72,7 @@ fn has_a_place<'a>(
         .filter(|other| {
             other.spec.organization_ref == connection.spec.organization_ref
                 && other.spec.transport.stdio.is_some()
-                && other.uid() != connection.uid()
-                && age(*other) < age(connection)
-                && is_accepted(other)
+                && reference::precedes(*other, connection, is_accepted)
         })
         .collect();
     let slug = &tenancy.slug;

@@ -2,7 +2,7 @@
 use crate::{
     controllers::{
         mcp_connection::validate::workspace_id,
-        reference::{self, Refusal, Tenancy, age},
+        reference::{self, Refusal, Tenancy},
     },
     records::PolicyRow,
 };
@@ -69,10 +69,7 @@ fn has_a_place<'a>(
     others: impl IntoIterator<Item = &'a PromptPolicy>,
 ) -> Result<(), Refusal> {
     let before = others.into_iter().filter(|other| {
-        other.spec.organization_ref == policy.spec.organization_ref
-            && other.uid() != policy.uid()
-            && age(*other) < age(policy)
-            && is_accepted(other)
+        other.spec.organization_ref == policy.spec.organization_ref && reference::precedes(*other, policy, is_accepted)
     });
     if before.count() >= tenancy.prompt_policies {
         let message = format!(
@@ -193,6 +190,11 @@ pub(crate) mod tests {
         let refusal = refused(verdict(&others));
         assert_eq!(refusal.reason, reason::QUOTA_EXCEEDED);
         assert!(refusal.revokes() && refusal.message.contains("may have 2"), "{}", refusal.message);
+        // Nor does one that comes in the same second, and whose uid happens to be smaller, take a place from them.
+        let mut later = policy(&spec);
+        later.metadata.uid = Some("00000000-1111-4222-8333-000000000000".into());
+        let refusal = refused(validate(&later, Some(Ok(tenancy())), None, "agentapi-system", &others));
+        assert_eq!(refusal.reason, reason::QUOTA_EXCEEDED);
         // Who was first stays, and the platform's own take no place.
         let first = validate(&others[1], Some(Ok(tenancy())), None, "agentapi-system", &others);
         assert!(matches!(first, Verdict::Good(_)));

@@ -1,6 +1,6 @@
 //! Is the Workspace accepted, and which objects does it ask for? Pure.
 use super::model;
-use crate::controllers::reference::{self, Refusal, Tenancy, age};
+use crate::controllers::reference::{self, Refusal, Tenancy};
 use agentapi_crds::{Workspace, conditions::reason};
 use kube::ResourceExt;
 use uuid::Uuid;
@@ -36,24 +36,21 @@ pub fn validate<'a>(
             format!("spec.agent.env sets {name}, and so does spec.agent.model; take it out of spec.agent.env"),
         ));
     }
-    let siblings: Vec<&Workspace> = others
+    // Only who was let in can hold a name: else a namespace that is not admitted could take everybody's.
+    let before: Vec<&Workspace> = others
         .into_iter()
         .filter(|other| {
             other.spec.organization_ref == workspace.spec.organization_ref
-                && other.uid() != workspace.uid()
-                && age(*other) < age(workspace)
+                && reference::precedes(*other, workspace, is_accepted)
         })
         .collect();
-    // Only who was let in can hold a name: else a namespace that is not admitted could take everybody's.
-    let first = siblings.iter().filter(|other| is_accepted(other)).find(|other| other.name_any() == name);
-    let older = siblings.iter().filter(|other| is_accepted(other)).count();
-    if first.is_some() {
+    if before.iter().any(|other| other.name_any() == name) {
         return Err(Refusal::new(
             reason::NAME_CONFLICT,
             format!("Organization {:?} has a Workspace {name:?} already; choose another name", tenancy.slug),
         ));
     }
-    if older >= tenancy.workspaces {
+    if before.len() >= tenancy.workspaces {
         return Err(Refusal::new(
             reason::QUOTA_EXCEEDED,
             format!(
