@@ -55,9 +55,26 @@ impl Applier {
 
     /// Make the object what `desired` says, and return the live object.
     pub async fn apply<K: Applicable>(&self, api: &Api<K>, desired: K, ownership: Ownership) -> Result<K> {
+        let live = self.live(api, &desired.name_any()).await?;
+        Box::pin(self.apply_over(api, live, desired, ownership)).await
+    }
+
+    /// The live object of that name.
+    pub async fn live<K: Applicable>(&self, api: &Api<K>, name: &str) -> Result<Option<K>> {
+        patiently(|| api.get_opt(name)).await.map_err(|e| Error::kube("get", &K::kind(&()), name, e))
+    }
+
+    /// As [`apply`](Self::apply), for who has looked at the live object already, and told what is wrong with it: nothing
+    /// that came after that look is put right in silence, since its own event comes after it.
+    pub async fn apply_over<K: Applicable>(
+        &self,
+        api: &Api<K>,
+        live: Option<K>,
+        desired: K,
+        ownership: Ownership,
+    ) -> Result<K> {
         let kind = K::kind(&());
         let name = desired.name_any();
-        let live = patiently(|| api.get_opt(&name)).await.map_err(|e| Error::kube("get", &kind, &name, e))?;
         let wanted = stamped(&desired)?;
         if let Some(live) = live
             && self.is_right(&wanted, &live, ownership)?

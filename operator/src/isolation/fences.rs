@@ -2,7 +2,7 @@
 //! ask here before they repair, so that a breach is written down although its repair is quick.
 use super::{Outcome, Probe, board::settle};
 use crate::{
-    apply::{self, Applicable},
+    apply::{self, Applicable, Ownership},
     context::Context,
     controllers::organization::build::{Contents, Foundation, Prepared},
     error::{Error, Result},
@@ -11,19 +11,33 @@ use agentapi_crds::{McpConnection, Organization, conditions::NAMESPACE_READY, na
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
+        core::v1::Namespace,
         networking::v1::NetworkPolicy,
         rbac::v1::{RoleBinding, Subject},
     },
 };
-use kube::{Api, Resource, ResourceExt, api::ListParams, runtime::reflector::ObjectRef};
+use kube::{Api, Resource, ResourceExt, api::ListParams};
 use std::collections::BTreeMap;
 
 /// What was found in a tenant namespace.
 #[derive(Default)]
 pub struct Inspection {
     findings: BTreeMap<Probe, Vec<String>>,
-    policies: Vec<NetworkPolicy>,
-    bindings: Vec<RoleBinding>,
+    foreign_policies: Vec<NetworkPolicy>,
+    foreign_bindings: Vec<RoleBinding>,
+    seen: Seen,
+}
+
+/// The objects that a judgement was made of. A reconcile writes over these and does not look again: what falls between
+/// two looks would be put back by the second, and told by nobody.
+#[derive(Default)]
+pub struct Seen {
+    /// The namespace itself.
+    pub namespace: Option<Namespace>,
+    /// All policies in it.
+    pub policies: Vec<NetworkPolicy>,
+    /// All bindings in it.
+    pub bindings: Vec<RoleBinding>,
 }
 
 impl Inspection {
@@ -59,15 +73,16 @@ pub fn is_in_place(organization: &Organization) -> bool {
             .any(|condition| condition.type_ == NAMESPACE_READY && condition.status == "True")
 }
 
-/// Before a reconcile of the Organization writes: tell what is wrong, and take away what nobody wants.
+/// Before a reconcile of the Organization writes: tell what is wrong, and take away what nobody wants. What it writes over
+/// then, if the fences can be looked at: not so in a namespace that is not in place yet.
 pub async fn before_organization(
     context: &Context,
     organization: &Organization,
     foundation: &Foundation<Prepared>,
     contents: &Contents<Prepared>,
-) {
+) -> Option<Seen> {
     if !is_in_place(organization) {
-        return;
+        return None;
     }
     match inspect(context, organization, foundation, contents).await {
         Ok(inspection) => {
@@ -76,27 +91,30 @@ pub async fn before_organization(
                 outcomes.into_iter().filter(|(probe, _)| inspection.findings.contains_key(probe)).collect();
             settle(context, organization, &breached).await;
             remove_foreign(context, &inspection).await;
+            Some(inspection.seen)
         }
-        Err(error) => tracing::warn!(%error, "can't look at the fences before they are applied"),
+        Err(error) => {
+            tracing::warn!(%error, "can't look at the fences before they are applied");
+            None
+        }
     }
 }
 
-/// Before a reconcile of a Workspace or an `McpConnection` writes its policy.
-pub async fn before_policy(context: &Context, slug: &str, wanted: &NetworkPolicy, was_in_place: bool) {
-    let Some(organization) = context.stores.organization(slug).filter(|organization| is_in_place(organization)) else {
-        return;
-    };
+/// Write the policy of a Workspace or an `McpConnection`; tells what is wrong with the live one before it is put right.
+pub async fn apply_policy(
+    context: &Context,
+    slug: &str,
+    wanted: NetworkPolicy,
+    was_in_place: bool,
+) -> Result<NetworkPolicy> {
     let policies = Api::<NetworkPolicy>::namespaced(context.client.clone(), &names::tenant_namespace(slug));
-    let finding = match policies.get_opt(&wanted.name_any()).await {
-        Ok(live) => state_of(wanted, live.as_ref(), was_in_place),
-        Err(error) => {
-            tracing::warn!(%error, "can't look at a policy before it is applied");
-            None
-        }
-    };
-    if let Some(finding) = finding {
+    let live = context.applier.live(&policies, &wanted.name_any()).await?;
+    if let Some(organization) = context.stores.organization(slug).filter(|organization| is_in_place(organization))
+        && let Some(finding) = state_of(&wanted, live.as_ref(), was_in_place)
+    {
         settle(context, &organization, &[(Probe::NetworkPolicies, Outcome::breached(&[finding]))]).await;
     }
+    context.applier.apply_over(&policies, live, wanted, Ownership::Exclusive).await
 }
 
 /// Compare everything in the tenant namespace that keeps it apart with what it must be.
@@ -116,12 +134,12 @@ pub async fn inspect(
         }
     }
     let known = known_policies(context, organization, contents);
-    for policy in policies {
+    for policy in &policies {
         if policy.metadata.deletion_timestamp.is_none() && !known.contains(&policy.name_any()) {
             let finding =
                 format!("NetworkPolicy {} is not the operator's; policies only ever add openings", policy.name_any());
             inspection.find(Probe::NetworkPolicies, finding);
-            inspection.policies.push(policy);
+            inspection.foreign_policies.push(policy.clone());
         }
     }
     let bindings: Vec<RoleBinding> = list(context, &namespace).await?;
@@ -133,7 +151,7 @@ pub async fn inspect(
             inspection.find(Probe::RoleBindings, finding);
         }
     }
-    for binding in bindings {
+    for binding in &bindings {
         let ours = [&foundation.operator_binding, &foundation.runtime_binding];
         if ours.iter().any(|wanted| wanted.name_any() == binding.name_any()) {
             continue;
@@ -149,10 +167,11 @@ pub async fn inspect(
                 binding.role_ref.name
             );
             inspection.find(Probe::RoleBindings, finding);
-            inspection.bindings.push(binding);
+            inspection.foreign_bindings.push(binding.clone());
         }
     }
-    if let Some(live) = context.stores.namespaces.get(&ObjectRef::new(&namespace)) {
+    let live = context.applier.live(&Api::<Namespace>::all(context.client.clone()), &namespace).await?;
+    if let Some(live) = &live {
         for (label, value) in
             foundation.namespace.labels().iter().filter(|(label, _)| label.starts_with("pod-security"))
         {
@@ -163,15 +182,16 @@ pub async fn inspect(
             }
         }
     }
+    inspection.seen = Seen { namespace: live, policies, bindings };
     Ok(inspection)
 }
 
 /// Take away what is not ours. Our own objects are repaired by the reconcile.
 pub async fn remove_foreign(context: &Context, inspection: &Inspection) {
-    for policy in &inspection.policies {
+    for policy in &inspection.foreign_policies {
         take_away(context, policy).await;
     }
-    for binding in &inspection.bindings {
+    for binding in &inspection.foreign_bindings {
         take_away(context, binding).await;
     }
 }

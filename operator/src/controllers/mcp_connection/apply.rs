@@ -6,6 +6,7 @@ use crate::{
     context::Context,
     drift::{self, Owner},
     error::{Error, Result},
+    isolation::fences,
 };
 use agentapi_crds::names;
 use k8s_openapi::api::{
@@ -20,14 +21,20 @@ use kube::{
 };
 use std::marker::PhantomData;
 
-/// Write the policy, the program and its address. The policy first: the program never runs without it.
-pub async fn apply(context: &Context, prepared: Server<Prepared>) -> Result<Server<Applied>> {
+/// Write the policy, the program and its address. The policy first: the program never runs without it. One that is missing
+/// although it `was_in_place` is a breach.
+pub async fn apply(
+    context: &Context,
+    slug: &str,
+    prepared: Server<Prepared>,
+    was_in_place: bool,
+) -> Result<Server<Applied>> {
     let Server { policy, deployment, service, state: _ } = prepared;
     let namespace = deployment.namespace().unwrap_or_default();
     let client = || context.client.clone();
     let applier = &context.applier;
     Ok(Server {
-        policy: applier.apply(&Api::namespaced(client(), &namespace), policy, Ownership::Exclusive).await?,
+        policy: fences::apply_policy(context, slug, policy, was_in_place).await?,
         deployment: applier.apply(&Api::namespaced(client(), &namespace), deployment, Ownership::Exclusive).await?,
         service: applier.apply(&Api::namespaced(client(), &namespace), service, Ownership::Exclusive).await?,
         state: PhantomData,

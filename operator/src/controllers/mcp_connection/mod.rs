@@ -143,8 +143,7 @@ async fn run_program(connection: &McpConnection, accepted: &Accepted, context: &
     let egress = egress::decide(&stdio.egress, tenancy.allowed_egress.as_deref(), &context.closed());
     let prepared = build::build(stdio, accepted, &surroundings, &egress);
     let was_in_place = connection.status.as_ref().is_some_and(|status| status.connection_id.is_some());
-    isolation::fences::before_policy(context, &tenancy.slug, &prepared.policy, was_in_place).await;
-    let applied = Box::pin(apply::apply(context, prepared)).await?;
+    let applied = Box::pin(apply::apply(context, &tenancy.slug, prepared, was_in_place)).await?;
     Ok(Some(Program { trouble: apply::trouble(context, &applied.deployment).await?, refused: egress.refused }))
 }
 

@@ -5,6 +5,7 @@ use crate::{
     apply::{Applicable, Ownership},
     context::Context,
     error::Result,
+    isolation::fences::Seen,
 };
 use agentapi_crds::names;
 use k8s_openapi::{
@@ -18,14 +19,23 @@ use kube::{Api, ResourceExt, api::ObjectMeta};
 use std::marker::PhantomData;
 
 /// Write the namespace and the rights in it.
-pub async fn foundation(context: &Context, prepared: Foundation<Prepared>) -> Result<Foundation<Applied>> {
+pub async fn foundation(
+    context: &Context,
+    prepared: Foundation<Prepared>,
+    seen: Option<&Seen>,
+) -> Result<Foundation<Applied>> {
     let Foundation { namespace, operator_binding, runtime_binding, state: _ } = prepared;
     let name = namespace.name_any();
     let all = Api::all(context.client.clone());
+    let live = match seen {
+        Some(seen) => seen.namespace.clone(),
+        None => context.applier.live(&all, &name).await?,
+    };
+    let seen = seen.map(|seen| seen.bindings.as_slice());
     Ok(Foundation {
-        namespace: context.applier.apply(&all, namespace, Ownership::Shared).await?,
-        operator_binding: exclusive(context, &name, operator_binding).await?,
-        runtime_binding: exclusive(context, &name, runtime_binding).await?,
+        namespace: context.applier.apply_over(&all, live, namespace, Ownership::Shared).await?,
+        operator_binding: fence(context, &name, operator_binding, seen).await?,
+        runtime_binding: fence(context, &name, runtime_binding, seen).await?,
         state: PhantomData,
     })
 }
@@ -36,13 +46,15 @@ pub async fn contents(
     namespace: &str,
     organization: &str,
     prepared: Contents<Prepared>,
+    seen: Option<&Seen>,
 ) -> Result<Contents<Applied>> {
     let Contents { quota, limits, default_deny, session_traffic, session_account, default_account, state: _ } =
         prepared;
     // Isolation first: no pod of this namespace ever runs without it.
+    let seen = seen.map(|seen| seen.policies.as_slice());
     let applied = Contents {
-        default_deny: exclusive(context, namespace, default_deny).await?,
-        session_traffic: exclusive(context, namespace, session_traffic).await?,
+        default_deny: fence(context, namespace, default_deny, seen).await?,
+        session_traffic: fence(context, namespace, session_traffic, seen).await?,
         quota: exclusive(context, namespace, quota).await?,
         limits: exclusive(context, namespace, limits).await?,
         session_account: shared(context, namespace, session_account).await?,
@@ -86,6 +98,16 @@ where
     K: Applicable + kube::Resource<Scope = NamespaceResourceScope>,
 {
     Api::namespaced(context.client.clone(), namespace)
+}
+
+/// Over the object that was judged, if it was.
+async fn fence<K>(context: &Context, namespace: &str, object: K, seen: Option<&[K]>) -> Result<K>
+where
+    K: Applicable + kube::Resource<Scope = NamespaceResourceScope>,
+{
+    let Some(seen) = seen else { return exclusive(context, namespace, object).await };
+    let live = seen.iter().find(|live| live.name_any() == object.name_any()).cloned();
+    context.applier.apply_over(&api(context, namespace), live, object, Ownership::Exclusive).await
 }
 
 async fn exclusive<K>(context: &Context, namespace: &str, object: K) -> Result<K>

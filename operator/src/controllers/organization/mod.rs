@@ -80,10 +80,9 @@ async fn present(organization: &Organization, context: &Context) -> Result<Actio
     }
     let foundation = build::foundation(&tenant, &context.config);
     let contents = build::contents(&tenant, &organization.spec.quota, &context.config);
-    isolation::fences::before_organization(context, organization, &foundation, &contents).await;
-    apply::foundation(context, foundation).await?;
-
-    Box::pin(apply::contents(context, &namespace, &tenant.slug, contents)).await?;
+    let seen = isolation::fences::before_organization(context, organization, &foundation, &contents).await;
+    apply::foundation(context, foundation, seen.as_ref()).await?;
+    Box::pin(apply::contents(context, &namespace, &tenant.slug, contents, seen.as_ref())).await?;
     super::workspace::apply::sweep_orphans(context, &namespace).await?;
     super::mcp_connection::apply::sweep_orphans(context, &namespace).await?;
     super::mcp_connection::access::apply(context, &tenant.slug).await?;

@@ -11,6 +11,7 @@ use crate::{
     drift::{self, Owner},
     envelope,
     error::{Error, Result},
+    isolation::fences,
 };
 use agentapi_crds::{names, pod::instantiate};
 use k8s_openapi::api::{
@@ -20,17 +21,21 @@ use k8s_openapi::api::{
 use kube::{Api, ResourceExt, api::ObjectMeta, runtime::reflector::ObjectRef};
 use std::marker::PhantomData;
 
-/// Write the template, the egress policy and the volume.
-pub async fn apply(context: &Context, prepared: Resources<Prepared>) -> Result<Resources<Applied>> {
+/// Write the template, the egress policy and the volume. A policy that is missing although it `was_in_place` is a breach.
+pub async fn apply(
+    context: &Context,
+    slug: &str,
+    prepared: Resources<Prepared>,
+    was_in_place: bool,
+) -> Result<Resources<Applied>> {
     let Resources { template, egress, volume, state: _ } = prepared;
     let namespace = template.namespace().unwrap_or_default();
-    let policies = Api::<NetworkPolicy>::namespaced(context.client.clone(), &namespace);
     let templates = Api::<PodTemplate>::namespaced(context.client.clone(), &namespace);
     let volumes = Api::<PersistentVolumeClaim>::namespaced(context.client.clone(), &namespace);
     // The volume before the template: a session that starts at once finds it. It stays when `storage` is
     // taken out of the spec, since what is in it can't be made again; it goes with the Workspace.
     Ok(Resources {
-        egress: context.applier.apply(&policies, egress, Ownership::Exclusive).await?,
+        egress: fences::apply_policy(context, slug, egress, was_in_place).await?,
         volume: match volume {
             Some(volume) => Some(context.applier.apply(&volumes, volume, Ownership::Shared).await?),
             None => None,

@@ -15,7 +15,6 @@ use crate::{
     controllers::reference::Refusal,
     egress,
     error::Result,
-    isolation,
     records::{self, WorkspaceRow},
 };
 use agentapi_crds::{Workspace, conditions::reason, names};
@@ -71,8 +70,7 @@ async fn present(workspace: &Workspace, context: &Context) -> Result<Action> {
     let egress = egress::decide(&workspace.spec.egress, accepted.tenancy.allowed_egress.as_deref(), &context.closed());
     let prepared = build::build(workspace, &accepted, &surroundings, &egress);
     let was_in_place = workspace.status.as_ref().is_some_and(|status| status.workspace_id.is_some());
-    isolation::fences::before_policy(context, &accepted.tenancy.slug, &prepared.egress, was_in_place).await;
-    let applied = match Box::pin(apply::apply(context, prepared)).await {
+    let applied = match Box::pin(apply::apply(context, &accepted.tenancy.slug, prepared, was_in_place)).await {
         Ok(applied) => applied,
         // Time does not mend a spec that the API server does not take: say so, where people look.
         Err(error) if error.is_refusal() => {
