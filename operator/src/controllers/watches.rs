@@ -204,8 +204,9 @@ struct Referring {
 
 impl Referring {
     /// Which others of its organization this event of `object` concerns. When it lets go of its name and its place: those
-    /// that have none. One that never had any frees none: else whoever makes a thousand that are refused would have each
-    /// looked at whenever one of them changes. When it takes a place: who was let in at the same time and comes after it.
+    /// that have none, and the one of its name, whose objects it may have taken along. One that never had any frees none:
+    /// else whoever makes a thousand that are refused would have each looked at whenever one of them changes. When it takes
+    /// a place: who was let in at the same time and comes after it.
     fn rivals<K: Resource>(&self, object: &K, is_accepted: fn(&K) -> bool) -> Option<impl Fn(&K) -> bool> {
         let uid = object.meta().uid.clone().unwrap_or_default();
         let mut placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -215,7 +216,7 @@ impl Referring {
             if takes {
                 is_accepted(other) && place::precedes(object, other, is_accepted)
             } else {
-                !is_accepted(other) && other.uid() != object.uid()
+                other.uid() != object.uid() && (!is_accepted(other) || other.name_any() == object.name_any())
             }
         })
     }
@@ -337,6 +338,11 @@ mod tests {
             "the one that comes after it"
         );
         assert_eq!((after(&judged("first", "False")), after(&judged("first", "False"))), (100, 0));
+        let mut namesake = judged("middle", "True");
+        namesake.metadata.uid = Some("other".into());
+        assert_eq!(after(&namesake), 0);
+        namesake.status = judged("middle", "False").status;
+        assert_eq!(after(&namesake), 101, "the one that has its name goes without what both had");
         let mut going = judged("second", "True");
         assert_eq!(after(&going), 0);
         going.metadata.deletion_timestamp =

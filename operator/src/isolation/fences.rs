@@ -126,14 +126,16 @@ pub async fn inspect(
 ) -> Result<Inspection> {
     let mut inspection = Inspection::default();
     let namespace = foundation.namespace.name_any();
+    // Before the list and after it: the policy of a Workspace that goes just now is nobody's for a moment, and no opening.
+    let mut known = known_policies(context, organization, contents);
     let policies: Vec<NetworkPolicy> = list(context, &namespace).await?;
+    known.extend(known_policies(context, organization, contents));
     for wanted in [&contents.default_deny, &contents.session_traffic] {
         let live = policies.iter().find(|live| live.name_any() == wanted.name_any());
         if let Some(finding) = state_of(wanted, live, true) {
             inspection.find(Probe::NetworkPolicies, finding);
         }
     }
-    let known = known_policies(context, organization, contents);
     for policy in &policies {
         if policy.metadata.deletion_timestamp.is_none() && !known.contains(&policy.name_any()) {
             let finding =

@@ -76,12 +76,7 @@ async fn present(connection: &McpConnection, context: &Context) -> Result<Action
         }
     };
     write_status(connection, context, &state).await?;
-    let calm = match &state {
-        State::Waiting(..) => false,
-        State::InPlace(seen) => seen.server.is_none(),
-        State::Refused(_) => true,
-    };
-    Ok(Action::requeue(jittered(if calm { RESYNC } else { SOON })))
+    Ok(Action::requeue(jittered(if state.is_calm() { RESYNC } else { SOON })))
 }
 
 /// An accepted connection: its rights, its program, its row, and what is known of its server.

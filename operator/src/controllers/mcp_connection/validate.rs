@@ -25,7 +25,12 @@ pub fn validate<'a>(
     workspace: Option<&Workspace>,
     others: impl IntoIterator<Item = &'a McpConnection>,
 ) -> Result<Accepted, Refusal> {
-    let tenancy = tenancy?.in_postgres()?;
+    let tenancy = tenancy?;
+    // Before anything that waits: who waits is accepted, and one that was refused would get a place by waiting.
+    if connection.spec.transport.stdio.is_some() {
+        has_a_place(connection, &tenancy, others)?;
+    }
+    let tenancy = tenancy.in_postgres()?;
     let invalid = |message: &str| Refusal::new(reason::INVALID, message);
     let id = connection
         .uid()
@@ -45,9 +50,6 @@ pub fn validate<'a>(
         }
         (Some(_), Some(workspace)) => Some(workspace_id(workspace, &tenancy)?),
     };
-    if connection.spec.transport.stdio.is_some() {
-        has_a_place(connection, &tenancy, others)?;
-    }
     let row = ConnectionRow {
         id,
         organization: tenancy.id,
@@ -216,6 +218,9 @@ pub(crate) mod tests {
         let one = Tenancy { mcp_servers: 1, ..tenancy() };
         assert_eq!(validate(&files(), Ok(one.clone()), None, [&first]).unwrap_err().reason, reason::QUOTA_EXCEEDED);
         assert!(validate(&github(), Ok(one.clone()), None, [&first]).is_ok(), "no program, no place");
+        let away = Tenancy { database_ready: false, ..one.clone() };
+        let refusal = validate(&files(), Ok(away), None, [&first]).unwrap_err();
+        assert_eq!(refusal.reason, reason::QUOTA_EXCEEDED, "it gets a place while Postgres is away");
         assert!(validate(&first, Ok(one), None, [&first, &files()]).is_ok(), "who was first stays");
     }
 }
