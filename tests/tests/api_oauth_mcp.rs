@@ -1,8 +1,10 @@
 //! An MCP server that names its own provider (RFC 9728), at which we register ourselves (RFC 7591): nobody has
 //! configured anything but the server's address.
 
+use agentapi_tests::cluster::eventually;
 use agentapi_tests::oauth::World;
-use agentapi_tests::oauth::agent::Decision;
+use agentapi_tests::oauth::agent::{Agent, Decision};
+use agentapi_tests::serve::steps::SOON;
 use anyhow::{Context, Result};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
@@ -12,6 +14,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
 
@@ -92,6 +95,45 @@ async fn a_server_says_who_protects_it_and_we_register_there() -> Result<()> {
         world.admin(&format!("update oauth_clients set {change} where connection_id = '{connection}'")).await?;
         world.begin(&api, connection.parse()?).await?;
         assert_eq!(registrations(), number, "{change}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_first_consents_at_once_are_for_one_client() -> Result<()> {
+    let world = World::start(SESSION_POD).await?;
+    let issuer = world.oidc.issuer.clone();
+    let about = |base: &str| json!({"resource": format!("{base}/mcp"), "authorization_servers": [issuer]});
+    let oauth = json!({"url": start(true, about).await?, "issuer": null, "dynamicRegistration": true});
+    let connection = world.connection(&world.acme, "own", &oauth).await?;
+    let (alice, bob) = (world.replica.api(Some(&world.acme.alice))?, world.replica.api(Some(&world.acme.bob))?);
+
+    // Readers go on, so both find no client; and nobody can keep one before both have registered.
+    let mut admin = PgConnection::connect(&world.platform.db.admin_url()).await?;
+    let mut held = admin.begin().await?;
+    sqlx::query("lock table oauth_clients in share mode").execute(&mut *held).await?;
+    let registered = async {
+        let registrations = eventually("both have registered", SOON, async || {
+            let count = world.oidc.count(&json!({"event": "registration"}));
+            Ok(if count == 2 { Ok(()) } else { Err(format!("{count} registrations")) })
+        });
+        registrations.await?;
+        anyhow::Ok(held.commit().await?)
+    };
+    let (first, second, ()) =
+        tokio::try_join!(world.begin(&alice, connection), world.begin(&bob, connection), registered)?;
+
+    let mut clients = Vec::new();
+    for page in [first, second] {
+        let mut agent = Agent::new()?;
+        let provider = agent.leave(&page).await?;
+        clients.extend(provider.query_pairs().find(|(name, _)| name == "client_id").map(|(_, id)| id.into_owned()));
+        let back = agent.decide(&provider, "acme-alice", Decision::Allow, &world.callback()).await?;
+        agent.back(&back).await?.expect(200)?;
+    }
+    assert_eq!((clients.len(), &clients[0]), (2, &clients[1]));
+    for api in [alice, bob] {
+        api.post("/v1/oauth/refresh", &json!({"connection": connection})).await?.expect(200)?;
     }
     Ok(())
 }

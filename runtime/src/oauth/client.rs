@@ -15,7 +15,7 @@ use super::net::NetError;
 use super::target::{Target, client_place};
 use crate::audit::{Entry, Origin, action};
 use crate::mcp::secrets::{Destination, SecretError};
-use crate::store::TenantScope;
+use crate::store::{TenantScope, TenantTx};
 
 /// Keys of a tenant's Secret.
 const CLIENT_ID: &str = "clientId";
@@ -144,9 +144,20 @@ impl OAuth {
         callback: Option<&Url>,
     ) -> Result<Option<ClientCredentials>, OauthError> {
         let mut tx = self.store.tenant_tx(&TenantScope::system(&target.organization)).await?;
-        let row = tx.oauth_client(target.connection).await?;
-        let keys = self.keys(&mut tx).await?;
+        let kept = self.kept_client_in(&mut tx, target, server, callback).await?;
         tx.commit().await?;
+        Ok(kept)
+    }
+
+    async fn kept_client_in(
+        &self,
+        tx: &mut TenantTx,
+        target: &Target,
+        server: &Server,
+        callback: Option<&Url>,
+    ) -> Result<Option<ClientCredentials>, OauthError> {
+        let row = tx.oauth_client(target.connection).await?;
+        let keys = self.keys(tx).await?;
         let usable = |row: &crate::store::oauth::clients::ClientRow| {
             let fits = callback.is_none_or(|callback| row.redirect_uri == callback.as_str());
             row.alive && row.issuer == server.issuer && fits
@@ -206,6 +217,13 @@ impl OAuth {
         let expires_at = Some(registered.client_secret_expires_at).filter(|seconds| (1..=YEAR_9999).contains(seconds));
 
         let mut tx = self.store.tenant_tx(&TenantScope::system(&target.organization)).await?;
+        tx.lock_organization().await?;
+        // Of several that registered at once the first one's client stays: it may be in somebody's address already, whose
+        // code and tokens are for no other.
+        if let Some(first) = self.kept_client_in(&mut tx, target, server, Some(callback)).await? {
+            tracing::info!(connection = %target.connection, client = kept.id, "another client was registered meanwhile");
+            return Ok(first);
+        }
         let sealed = self.keys(&mut tx).await?.seal(&client_place(&target.connection.to_string()), &text)?;
         tx.put_oauth_client(target.connection, &server.issuer, callback.as_str(), &sealed, expires_at).await?;
         tx.audit(&Entry {

@@ -216,6 +216,12 @@ impl TenantTx {
         self.organization_id
     }
 
+    /// One at a time within the organization, until the transaction ends.
+    pub async fn lock_organization(&mut self) -> Result<(), StoreError> {
+        sqlx::query("select app.lock_organization()").execute(&mut *self.tx).await?;
+        Ok(())
+    }
+
     /// For a few statements within a user's transaction that must see the whole organization, such as counting for
     /// a quota. `end_widened` goes back.
     async fn widen(&mut self) -> Result<(), StoreError> {

@@ -224,7 +224,7 @@ impl TenantTx {
         if !known {
             return Ok(None);
         }
-        sqlx::query("select app.lock_organization()").execute(&mut *self.tx).await?;
+        self.lock_organization().await?;
         let Some(found) = self.workspaces().await?.into_iter().find(|candidate| candidate.name == workspace) else {
             return Ok(None);
         };
