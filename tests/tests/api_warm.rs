@@ -2,7 +2,9 @@
 //! organization's end: real Postgres, real session hosts.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use agentapi_runtime::pods::agent::{Agents, Target};
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::serve::policies::Operator;
 use agentapi_tests::serve::steps::{SOON, phase, running_in_main};
@@ -110,6 +112,11 @@ async fn sessions_hear_of_their_organizations_end_before_they_end() -> Result<()
     let year = jiff::Timestamp::now().strftime("%Y-").to_string();
     assert!(text.contains("is being deleted") && text.contains(&year), "{text}");
     alice.get(&format!("/v1/sessions/{id}")).await?.expect(200)?;
+    // A replica that does not know whether the session heard it says it again.
+    let (pod, ip) = platform.pods.of(id.parse()?)?;
+    let target = Target { session: id.parse()?, pod: &pod, ip: &ip.to_string() };
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    Agents::new(http, Arc::clone(&platform.tokens)).notice(target, text).await?;
     let refused = alice.post("/v1/sessions", &json!({"workspace": "main"})).await?;
     assert_eq!((refused.status.as_u16(), refused.problem()), (409, "organization-leaving"), "{}", refused.body);
     let listed = alice.get("/v1/sessions").await?.expect(200)?;

@@ -89,6 +89,8 @@ pub(super) struct Inner {
     pub(super) reply: Reply,
     /// With ACP: the agent's own id of its session, for the next process to go on with.
     pub(super) acp_session: Option<String>,
+    /// What the platform said last to whoever follows the session.
+    pub(super) notice: Option<String>,
 }
 
 /// One session.
@@ -181,6 +183,7 @@ impl Host {
             agent: None,
             reply: Reply::default(),
             acp_session: state.acp_session,
+            notice: None,
         };
         let epoch = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
         Ok(Arc::new(Self {

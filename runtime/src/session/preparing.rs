@@ -24,6 +24,14 @@ impl Host {
         Ok(())
     }
 
+    /// What the platform has to say to them. It says it again when it does not know that it was heard.
+    pub(super) fn notice(&self, message: String) {
+        let before = self.lock().notice.replace(message.clone());
+        if before.as_ref() != Some(&message) {
+            self.notify(message);
+        }
+    }
+
     /// Tells everybody who follows the session.
     pub(super) fn notify(&self, message: String) {
         self.hub.publish(Body::Error { message, level: "warning", time: (self.config.now)() });

@@ -138,7 +138,7 @@ pub(super) struct NoticeRequest {
 /// The platform has something to say to whoever follows the session.
 pub(super) async fn notice(State(app): State<App>, body: Body) -> Result<Json<Value>, Problem> {
     let request: NoticeRequest = parse(body).await?;
-    app.host.notify(request.message);
+    app.host.notice(request.message);
     Ok(Json(json!({ "ok": true })))
 }
 
