@@ -8,7 +8,12 @@ use agentapi_tests::serve::suspend::{SUSPEND, goes_on, platform, suspended, told
 use agentapi_tests::serve::{Platform, Replica, Tenant};
 use agentapi_tests::talk::Talk;
 use anyhow::Result;
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::post;
 use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
 
@@ -42,6 +47,31 @@ async fn a_session_whose_pod_dies_goes_on_in_another_one() -> Result<()> {
     let failed = phase(&api, &id, "Failed").await?;
     assert_eq!(failed["error"], "the session's pod was deleted by somebody else");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_ends_says_so_until_it_is_heard() -> Result<()> {
+    let (platform, replica, acme) = platform(SESSION_POD).await?;
+    let api = replica.api(Some(&acme.alice))?;
+    let calls = Arc::new(AtomicUsize::new(0));
+    let heard = Arc::clone(&calls);
+    let ending = async move || match heard.fetch_add(1, Ordering::SeqCst) {
+        0 => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::NO_CONTENT,
+    };
+    let app = Router::new().route("/internal/v1/sessions/{id}/ending", post(ending));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    platform.pods.set_internal_api(listener.local_addr()?);
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let id = running_in_main(&api).await?;
+    // Nor does the replica see for itself what happens to the pod.
+    platform.pods.set_away(true);
+    assert!(platform.pods.evict(id.parse()?));
+    eventually("it says so twice", SOON, async || {
+        let said = calls.load(Ordering::SeqCst);
+        Ok(if said == 2 { Ok(()) } else { Err(format!("{said} times")) })
+    })
+    .await
 }
 
 /// Two replicas, the first of which is at work on a session that was told a word.

@@ -19,6 +19,8 @@ const PART_BYTES: usize = 4 * 1024 * 1024;
 const PUSH_TIMEOUT: Duration = Duration::from_secs(10);
 /// The last push, when the pod ends, may take this long.
 pub(super) const LAST_PUSH: Duration = Duration::from_secs(2);
+/// What a session holds may go with a pod whose end nobody heard of, so half of the time that the kubelet gives is for that.
+const LAST_WORD: Duration = Duration::from_secs(5);
 /// Pause after the runtime has refused a push for good (session gone, token expired).
 pub(super) const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 
@@ -180,10 +182,22 @@ pub(super) async fn push_last(host: &Host) {
 /// Says that this pod has been told to end: what the session holds may have to be saved from going with it.
 pub(super) async fn tell_end(host: &Host) {
     let Some((pusher, target)) = Pusher::new(host).ok().zip(target(host, "ending")) else { return };
-    let told = pusher.client.post(target.url).bearer_auth(target.token.expose_secret()).timeout(LAST_PUSH).send().await;
-    match told {
-        Ok(answer) if answer.status().is_success() => {}
-        Ok(answer) => tracing::warn!(status = answer.status().as_u16(), "the runtime does not want to know of the end"),
-        Err(error) => tracing::warn!(error = %error.without_url(), "the runtime could not be told of the end"),
+    let tell = async {
+        for pause in backoff() {
+            let call = pusher.client.post(target.url.clone()).bearer_auth(target.token.expose_secret());
+            match call.timeout(LAST_PUSH).send().await.map(|answer| answer.status()) {
+                Ok(status) if status.is_success() => return,
+                Ok(status) if !status.is_server_error() => {
+                    tracing::warn!(status = status.as_u16(), "the runtime does not want to know of the end");
+                    return;
+                }
+                Ok(status) => tracing::warn!(status = status.as_u16(), "the runtime cannot hear of the end"),
+                Err(error) => tracing::warn!(error = %error.without_url(), "the runtime could not be told of the end"),
+            }
+            tokio::time::sleep(pause).await;
+        }
+    };
+    if tokio::time::timeout(LAST_WORD, tell).await.is_err() {
+        tracing::warn!("the runtime could not be told of the end in time");
     }
 }
