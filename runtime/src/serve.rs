@@ -41,6 +41,7 @@ use crate::store::{Store, StoreError};
 
 const POD_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const PROVIDER_TIMEOUT: Duration = Duration::from_secs(5);
+const PROVIDER_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const POD_IDLE_CONNECTIONS: usize = 4;
 /// Longer than any answer of the API server is silent: it ends a watch after 290 seconds. A request that its machine took
 /// with it would never end otherwise, and neither would the loop that waits for it.
@@ -141,7 +142,8 @@ impl Server {
             None => SharedSecrets::new(),
         };
         let no_redirects = || reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
-        let provider_client = no_redirects().timeout(PROVIDER_TIMEOUT).build()?;
+        let provider_client =
+            no_redirects().connect_timeout(PROVIDER_CONNECT_TIMEOUT).timeout(PROVIDER_TIMEOUT).build()?;
         // Pods are on the cluster's own network: no proxy, and no overall timeout, which would cut event streams.
         let pod_client = no_redirects()
             .no_proxy()

@@ -1,5 +1,7 @@
 //! Who gets in: every way that a token can be wrong, against a real Postgres and a real key endpoint.
 
+use agentapi_runtime::auth::jwks::{Jwks, JwksError, JwksLimits, KeySource};
+use agentapi_runtime::metrics::Metrics;
 use agentapi_tests::api::{Answer, Api};
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::serve::idp::{SigningKey, hmac_token, signing_input};
@@ -9,6 +11,8 @@ use anyhow::Result;
 use jsonwebtoken::{Algorithm, Header};
 use reqwest::Method;
 use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const SESSION_POD: &str = env!("CARGO_BIN_EXE_session-pod");
 
@@ -256,7 +260,12 @@ async fn keys_are_cached_rotated_and_dropped() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_that_was_never_reached_is_503_and_not_401() -> Result<()> {
-    let (platform, replica, tenant) = Platform::with_acme(SESSION_POD).await?;
+    let platform = Platform::start(SESSION_POD).await?;
+    let tenant = platform.tenant("acme").await?;
+    // Whoever has no keys does not wait for the next refresh.
+    let mut config = platform.config();
+    config.jwks_min_refresh_seconds = 3600;
+    let replica = platform.replica_with(config).await?;
     platform.idp.set_down(true);
     let answer = call(&replica, &tenant.alice).await?;
     assert_eq!((answer.status.as_u16(), answer.problem()), (503, "identity-provider-unavailable"));
@@ -266,6 +275,26 @@ async fn a_provider_that_was_never_reached_is_503_and_not_401() -> Result<()> {
         Ok(if status == 200 { Ok(()) } else { Err(status.to_string()) })
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_connection_that_breaks_is_made_once_more() -> Result<()> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let source = KeySource { issuer: format!("https://{}", listener.local_addr()?), jwks_uri: None };
+    let made = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&made);
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::SeqCst);
+            drop(connection);
+        }
+    });
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let jwks = Jwks::new(http, JwksLimits::default(), Metrics::new()?);
+    let refused = jwks.key(&source, None, Algorithm::ES256).await;
+    assert!(matches!(refused, Err(JwksError::Unavailable(_))));
+    assert_eq!(made.load(Ordering::SeqCst), 2);
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

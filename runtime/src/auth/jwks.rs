@@ -1,7 +1,7 @@
 //! JSON Web Key Sets of the organizations' identity providers, fetched over HTTP and cached in memory.
 //!
 //! Rules: one fetch at a time per provider; a set is refreshed when it is older than `ttl`, and early when a token
-//! names a `kid` that it lacks, but never more often than `min_refresh`; when the provider is down the last good set
+//! names a `kid` that it lacks, but never more often than `min_refresh`, or each second until there is one; when the provider is down the last good set
 //! keeps working until `max_stale`; a refresh replaces the whole set, so keys that the provider dropped are gone.
 //! May touch: the network (only addresses that an Organization names), metrics.
 
@@ -21,6 +21,9 @@ use crate::metrics::Metrics;
 
 /// A provider's answer larger than this is refused: a key set is a few KiB.
 const MAX_DOCUMENT_BYTES: usize = 512 * 1024;
+
+/// While there is no set at all a failure is kept no longer than this: it locks everybody out.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why no key could be given.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +105,7 @@ pub struct Jwks {
 #[derive(Default)]
 struct Source {
     current: RwLock<Option<Arc<KeySet>>>,
-    /// Held during a fetch; its value is when the last attempt began and, if it failed, why.
+    /// Held during a fetch; its value is when the last attempt began or, if it failed, when and why.
     attempt: Mutex<Option<(Instant, Option<Arc<FetchError>>)>>,
 }
 
@@ -188,9 +191,10 @@ impl Jwks {
         {
             return Ok(now);
         }
-        if let Some((began, failure)) = attempt.as_ref().filter(|(began, _)| began.elapsed() < self.limits.min_refresh)
-        {
-            tracing::debug!(issuer = source.issuer, ago = ?began.elapsed(), "key refresh is rate-limited");
+        let is_first = entry.current().is_none();
+        let pause = if is_first { FIRST_PAUSE.min(self.limits.min_refresh) } else { self.limits.min_refresh };
+        if let Some((last, failure)) = attempt.as_ref().filter(|(last, _)| last.elapsed() < pause) {
+            tracing::debug!(issuer = source.issuer, ago = ?last.elapsed(), "key refresh is rate-limited");
             return match (failure, entry.current()) {
                 (None, Some(set)) => Ok(set),
                 (failure, _) => {
@@ -200,7 +204,12 @@ impl Jwks {
             };
         }
         let began = Instant::now();
-        match self.fetch(source).await {
+        let mut fetched = self.fetch(source).await;
+        // One lost packet is enough for that.
+        if is_first && matches!(&fetched, Err(FetchError::Http(error)) if error.is_connect()) {
+            fetched = self.fetch(source).await;
+        }
+        match fetched {
             Ok(keys) => {
                 self.metrics.jwks_fetch("ok");
                 tracing::info!(issuer = source.issuer, keys = keys.len(), "fetched signing keys");
@@ -213,7 +222,8 @@ impl Jwks {
                 self.metrics.jwks_fetch("error");
                 let error = Arc::new(error);
                 tracing::warn!(issuer = source.issuer, %error, "cannot fetch signing keys");
-                *attempt = Some((began, Some(Arc::clone(&error))));
+                // Not since it began: those who have waited for it get this failure, however long it took.
+                *attempt = Some((Instant::now(), Some(Arc::clone(&error))));
                 Err(error)
             }
         }
