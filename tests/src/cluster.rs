@@ -194,9 +194,10 @@ impl Cluster {
             anyhow::Ok(pod["status"]["containerStatuses"][0]["restartCount"].as_i64().unwrap_or_default())
         };
         let before = restarts()?;
-        self.kubectl(&["-n", namespace, "exec", pod, "--", "kill", "-TERM", "1"])?;
+        // The container may end before the answer comes.
+        let asked = self.try_kubectl(&["-n", namespace, "exec", pod, "--", "kill", "-TERM", "1"], "")?;
         eventually("the container restarts", limit, async || {
-            Ok(if restarts()? > before { Ok(()) } else { Err("not yet".to_owned()) })
+            Ok(if restarts()? > before { Ok(()) } else { Err(format!("not yet; kill: {asked:?}")) })
         })
         .await
     }
