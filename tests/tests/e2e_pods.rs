@@ -15,7 +15,7 @@ use agentapi_tests::cluster::eventually;
 use agentapi_tests::serve::idp::ed25519;
 use agentapi_tests::serve::pem;
 use anyhow::{Context, Result, bail};
-use k8s_openapi::api::core::v1::{Namespace, Pod as KubePod, PodTemplate, Secret};
+use k8s_openapi::api::core::v1::{Namespace, Pod as KubePod, PodTemplate, Secret, ServiceAccount};
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::{Client, ResourceExt};
 use secrecy::SecretString;
@@ -60,6 +60,12 @@ impl Room {
             },
         }))?;
         Api::namespaced(client.clone(), &name).create(&PostParams::default(), &template).await?;
+        // The controller manager makes it, and without it no pod is admitted.
+        let accounts = Api::<ServiceAccount>::namespaced(client.clone(), &name);
+        eventually("the namespace's ServiceAccount", SOON, async || {
+            Ok(accounts.get_opt("default").await?.map(drop).ok_or_else(|| "none".to_owned()))
+        })
+        .await?;
         let pods = KubernetesPods::new(client.clone(), Metrics::new()?);
         let tokens = Arc::new(SessionTokens::from_pem(&pem(&ed25519()?.0))?);
         Ok(Self { client, organization, pods, tokens })
