@@ -155,6 +155,21 @@ impl Talk {
         self.api.post(&self.path("permission"), &choice(permission, kind)?).await
     }
 
+    /// Answers whatever the agent asks for with its option of this kind; gives back the request that took the answer. One in
+    /// a terminal may draw its question anew meanwhile, which is another request then.
+    ///
+    /// # Errors
+    /// When it does not ask, or no request takes the answer in time.
+    pub async fn permit(&self, kind: &str) -> Result<Value> {
+        eventually("the answer is taken", self.patience, async || {
+            let permission = self.asked().await?;
+            let answer = self.answer(&permission, kind).await?;
+            let withdrawn = matches!(answer.status.as_u16(), 404 | 409);
+            Ok(if withdrawn { Err(answer.body.to_string()) } else { Ok(answer.expect(200).map(|_| permission)?) })
+        })
+        .await
+    }
+
     /// Tells the agent to stop.
     ///
     /// # Errors

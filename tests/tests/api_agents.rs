@@ -56,7 +56,7 @@ async fn an_agent_in_a_terminal_asks_is_answered_and_stops(#[case] agent: &str) 
     let question = talk.asked().await?;
     assert!(question["tool_call"]["raw_input"]["text"].as_str().unwrap().contains("touch allowed"), "{question}");
     assert!(!made("allowed"));
-    talk.answer(&question, "allow_once").await?.expect(200)?;
+    let question = talk.permit("allow_once").await?;
     talk.says("The command printed:").await?;
     let printed = talk.said().await?;
     assert!(made("allowed"), "{printed}");
@@ -65,8 +65,7 @@ async fn an_agent_in_a_terminal_asks_is_answered_and_stops(#[case] agent: &str) 
     assert_eq!((again.status.as_u16(), again.problem()), (409, "permission-answered"), "{again:?}");
 
     talk.send("run: touch rejected").await?;
-    let question = talk.asked().await?;
-    talk.answer(&question, "reject_once").await?.expect(200)?;
+    talk.permit("reject_once").await?;
     talk.stable().await?;
     assert!(!made("rejected"));
 
@@ -188,9 +187,9 @@ async fn an_agent_calls_a_tool_of_its_server_when_it_may(#[case] agent: &str) ->
     .await?;
     talk.stable().await?;
     talk.send(&format!("call {name} {{\"text\": \"seventeen\"}}")).await?;
-    let question = talk.asked().await?;
+    talk.asked().await?;
     assert_eq!(server.count("tools/call"), 0, "it did not wait for the answer");
-    talk.answer(&question, "allow_once").await?.expect(200)?;
+    talk.permit("allow_once").await?;
     let answered = talk.said().await?;
     assert_eq!(server.count("tools/call"), 1, "{answered}");
     assert!(answered.contains("The tool answered:") && answered.contains("seventeen"), "{answered}");
