@@ -7,6 +7,7 @@ mod pods;
 pub mod prompt_policy;
 pub mod reference;
 pub mod secrets;
+mod touched;
 pub mod workspace;
 
 mod watches;

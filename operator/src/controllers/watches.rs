@@ -1,20 +1,23 @@
 //! What is watched. The watches of our own kinds fill the stores and ask for reconciles of the object and of those
 //! that refer to it; the watches of what we own look at metadata only, and never at Secrets of the whole cluster.
-use super::{Queues, reference as place};
+use super::{Queues, reference as place, touched::Touched};
 use crate::{
     context::{Stores, Triggers},
     drift::{self, Owner},
     readable::{self, Guarded},
 };
 use agentapi_crds::{McpConnection, Organization, PromptPolicy, Workspace, names};
-use futures::{Stream, StreamExt, channel::mpsc, future};
-use k8s_openapi::api::{
-    apps::v1::Deployment,
-    core::v1::{
-        LimitRange, Namespace, PersistentVolumeClaim, Pod, PodTemplate, ResourceQuota, Service, ServiceAccount,
+use futures::{Stream, StreamExt, channel::mpsc, future, stream};
+use k8s_openapi::{
+    api::{
+        apps::v1::Deployment,
+        core::v1::{
+            LimitRange, Namespace, PersistentVolumeClaim, Pod, PodTemplate, ResourceQuota, Service, ServiceAccount,
+        },
+        networking::v1::NetworkPolicy,
+        rbac::v1::{Role, RoleBinding},
     },
-    networking::v1::NetworkPolicy,
-    rbac::v1::{Role, RoleBinding},
+    jiff::Timestamp,
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -151,14 +154,15 @@ where
     let (reader, writer) = reflector::store();
     let kind = K::kind(&()).into_owned();
     let api = Api::<Guarded<K>>::all(client.clone());
+    let (store, mut touched) = (reader.clone(), Touched::default());
     let events = readable::watch(api, watcher::Config::default())
         .default_backoff()
         .reflect(writer)
-        .touched_objects()
-        .filter_map(move |object| {
-            let object = object.inspect_err(|error| tracing::warn!(%kind, %error, "a watch was interrupted")).ok();
-            future::ready(object)
-        });
+        .filter_map(move |event| {
+            let event = event.inspect_err(|error| tracing::warn!(%kind, %error, "a watch was interrupted")).ok();
+            future::ready(event)
+        })
+        .flat_map(move |event| stream::iter(touched.by(event, &store, Timestamp::now())));
     (reader, events)
 }
 
