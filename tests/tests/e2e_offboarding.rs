@@ -154,7 +154,7 @@ fn configure(cluster: &Cluster, variables: &[&str]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_is_not_waited_for_for_ever_and_the_receipt_comes_later() {
     let cluster = Cluster::connect().unwrap();
-    configure(&cluster, &["DELETION_DEADLINE_SECONDS=8"]);
+    configure(&cluster, &["DELETION_DEADLINE_SECONDS=20"]);
     cluster
         .apply(
             "apiVersion: agentapi.dev/v1alpha1\nkind: Organization\nmetadata: {name: e2e-leaves}\nspec:\n  \
