@@ -153,3 +153,18 @@ async fn a_crash_while_its_agent_starts_is_made_good_by_the_other() -> Result<()
     }
     goes_on(&Talk::of(&api, &id, SOON)).await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_younger_than_the_list_of_pods_goes_on() -> Result<()> {
+    let (platform, replica, acme) = Platform::with_acme(SESSION_POD).await?;
+    let api = replica.api(Some(&acme.alice))?;
+    let held = platform.pods.hold_lists().await;
+    platform.pods.listed(1).await?;
+    let id = running_in_main(&api).await?;
+    drop(held);
+    // The second look in the round with the old list, and two rounds after it.
+    platform.pods.listed(3).await?;
+    let session = api.get(&format!("/v1/sessions/{id}")).await?.expect(200)?;
+    assert_eq!(session["phase"], "Running", "{session}");
+    Ok(())
+}

@@ -204,25 +204,36 @@ async fn session_step(
     Ok(())
 }
 
+/// Why a running session with this pod has lost it.
+fn lost(pod: Option<&Pod>) -> Option<String> {
+    match pod.map(|pod| &pod.state) {
+        None | Some(PodState::Terminating) => Some(POD_DELETED.to_owned()),
+        Some(PodState::Failed(why)) => Some(why.clone()),
+        // A container that restarts comes back with its state.
+        Some(PodState::Running(_) | PodState::Waiting(_)) => None,
+    }
+}
+
+/// The session's pod at this moment. Where there are two, one is on its way out.
+async fn pod_now(
+    lifecycle: &Lifecycle,
+    organization: &Organization,
+    session: Uuid,
+) -> Result<Option<Pod>, LifecycleError> {
+    let pods = lifecycle.pods.of_sessions(&organization.slug).await?;
+    let own = pods.into_iter().filter(|(id, _)| *id == session).map(|(_, pod)| pod);
+    Ok(own.min_by_key(|pod| pod.state == PodState::Terminating))
+}
+
 async fn running_step(
     lifecycle: &Arc<Lifecycle>,
     organization: &Arc<Organization>,
     session: &Session,
     pod: Option<Pod>,
 ) -> Result<(), LifecycleError> {
-    let lost = match pod.as_ref().map(|pod| pod.state.clone()) {
-        None | Some(PodState::Terminating) => Some(POD_DELETED.to_owned()),
-        Some(PodState::Failed(why)) => Some(why),
-        Some(PodState::Running(ip)) if session.pod_ip.as_ref() != Some(&ip) => {
-            let mut tx = lifecycle.store.tenant_tx(&TenantScope::system(organization)).await?;
-            tx.session_moved(session.id, &ip).await?;
-            tx.commit().await?;
-            None
-        }
-        // A container that restarts comes back with its state.
-        Some(PodState::Running(_) | PodState::Waiting(_)) => None,
-    };
-    if let Some(why) = lost {
+    // The list of pods is older than the row: a session that came to run in between has its pod in the next list.
+    let pod = if lost(pod.as_ref()).is_some() { pod_now(lifecycle, organization, session.id).await? } else { pod };
+    if let Some(why) = lost(pod.as_ref()) {
         if let Some(pod) = &pod
             && lifecycle.rescue(organization, session, pod, &why).await?
         {
@@ -230,6 +241,11 @@ async fn running_step(
         }
         lifecycle.fail(organization, session.id, "pod-lost", &why).await;
         return Ok(());
+    }
+    if let Some(ip) = pod.as_ref().and_then(Pod::ip).filter(|ip| session.pod_ip.as_deref() != Some(*ip)) {
+        let mut tx = lifecycle.store.tenant_tx(&TenantScope::system(organization)).await?;
+        tx.session_moved(session.id, ip).await?;
+        tx.commit().await?;
     }
     if let Some(reason) = had_its_time(session) {
         return end(lifecycle, organization, session, reason).await;

@@ -24,6 +24,7 @@ use super::agent::PodAgent;
 
 pub mod container;
 mod keeping;
+mod listing;
 mod warm;
 
 /// Runs processes as pods.
@@ -33,6 +34,7 @@ pub struct ProcessPods {
     agent: PathBuf,
     folder: TempDir,
     state: Mutex<State>,
+    listing: listing::Listing,
 }
 
 #[derive(Default)]
@@ -92,6 +94,7 @@ impl ProcessPods {
             agent,
             folder: tempfile::tempdir()?,
             state: Mutex::default(),
+            listing: listing::Listing::default(),
         })
     }
 
@@ -349,12 +352,7 @@ impl PodBackend for ProcessPods {
     }
 
     fn of_sessions<'a>(&'a self, organization: &'a str) -> BoxFuture<'a, Result<Vec<(Uuid, Pod)>, PodError>> {
-        Box::pin(async move {
-            self.check()?;
-            let mut state = self.state();
-            let own = state.running.iter_mut().filter(|(_, process)| process.organization == organization);
-            Ok(own.filter_map(|(name, process)| Some((process.session?, pod(name, process)))).collect())
-        })
+        Box::pin(self.list_sessions(organization))
     }
 
     fn waiting<'a>(&'a self, organization: &'a str) -> BoxFuture<'a, Result<Vec<WaitingPod>, PodError>> {
