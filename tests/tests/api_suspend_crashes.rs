@@ -168,3 +168,20 @@ async fn a_session_that_is_younger_than_the_list_of_pods_goes_on() -> Result<()>
     assert_eq!(session["phase"], "Running", "{session}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_that_is_down_ends_no_session() -> Result<()> {
+    let (platform, replica, acme) = Platform::with_acme(SESSION_POD).await?;
+    let talk = told(&replica.api(Some(&acme.alice))?).await?;
+    // Of no role that the runtime has: its queries find nothing.
+    for (policy, roles) in [
+        ("sessions_read on sessions", "agentapi_tenant"),
+        ("workspaces_read on workspaces", "agentapi_tenant, agentapi_tenant_ro"),
+    ] {
+        platform.db.admin(&format!("alter policy {policy} to agentapi_owner")).await?;
+        // A pod without a session stays for two rounds.
+        platform.pods.listed(6).await?;
+        platform.db.admin(&format!("alter policy {policy} to {roles}")).await?;
+    }
+    goes_on(&talk).await
+}

@@ -156,8 +156,8 @@ async fn tenant(
         }
         let rounds = memory.orphans.get(&session).copied().unwrap_or(0) + 1;
         if rounds > ORPHAN_ROUNDS {
-            tracing::warn!(%session, pod = pod.name, "deleting a pod whose session is over");
-            if let Err(error) = lifecycle.pods.release(&organization.slug, session, Some(&pod.name)).await {
+            tracing::warn!(%session, pod = pod.name, "a pod whose session seems to be over");
+            if let Err(error) = lifecycle.let_go(organization, session).await {
                 tracing::warn!(%session, %error, "session reconciler: the pod stays for now");
             }
         }

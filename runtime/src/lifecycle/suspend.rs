@@ -196,8 +196,14 @@ impl Lifecycle {
     pub(super) async fn let_go(&self, organization: &Organization, session: Uuid) -> Result<(), LifecycleError> {
         let mut tx = self.store.tenant_tx(&TenantScope::system(organization)).await?;
         let row = tx.session(session).await?;
+        // A row stays when its session is over. In a fence that is down there are none, and nothing says who lives.
+        let hidden = row.is_none() && !tx.sees_sessions().await?;
         tx.commit().await?;
         let slug = &organization.slug;
+        if hidden {
+            tracing::warn!(%session, organization = slug, "no session of the organization can be seen; its pod stays");
+            return Ok(());
+        }
         match row {
             // Somebody who works on it knows of the pod, or will find it.
             Some(row) if matches!(row.phase, Phase::Pending | Phase::Starting | Phase::Running) => {}

@@ -169,6 +169,11 @@ impl TenantTx {
         row.as_ref().map(Session::from_row).transpose()
     }
 
+    /// Whether the scope sees any session at all, of those that are over too.
+    pub async fn sees_sessions(&mut self) -> Result<bool, StoreError> {
+        Ok(sqlx::query(select_session!("limit 1")).fetch_optional(&mut *self.tx).await?.is_some())
+    }
+
     /// Ids and names of the MCP connections that a session's agent has: of its workspace, and of the whole organization.
     pub async fn session_connections(&mut self, id: Uuid) -> Result<Vec<(Uuid, String)>, StoreError> {
         let rows = sqlx::query_as(
