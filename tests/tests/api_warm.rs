@@ -4,7 +4,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use agentapi_crds::names::SESSION_PORT;
 use agentapi_runtime::pods::agent::{Agents, Target};
+use agentapi_tests::api::Api;
 use agentapi_tests::cluster::eventually;
 use agentapi_tests::serve::policies::Operator;
 use agentapi_tests::serve::steps::{SOON, phase, running_in_main};
@@ -43,7 +45,10 @@ async fn knows(platform: &Platform, pod: &str, words: &str) -> Result<()> {
         let told = told(&folder);
         Ok(if told == words && platform.pods.is_prepared(pod, words) { Ok(()) } else { Err(told) })
     })
-    .await
+    .await?;
+    let ready = Api::new(&format!("http://{}:{SESSION_PORT}", platform.pods.address(pod)?), None)?;
+    ready.get("/internal/ready").await?.expect(200)?;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,6 +48,10 @@ impl Lifecycle {
             tracing::debug!(pod = pod.name, %error, "a waiting pod did not take its workspace's prompt");
             return;
         }
+        // An agent that starts again takes a moment, and the kubelet longer to see that: the next round looks again.
+        if !matches!(self.agents.is_ready(&pod.ip).await, Ok(true)) {
+            return;
+        }
         if let Err(error) = self.pods.prepared(organization, &pod.name, &composed.digest).await {
             tracing::debug!(pod = pod.name, %error, "cannot note the prompt of a waiting pod");
         }
