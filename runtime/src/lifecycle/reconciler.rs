@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentapi_crds::common::parse_duration;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,21 @@ struct Memory {
     orphans: HashMap<Uuid, u32>,
     /// All that are not over.
     sessions: HashSet<Uuid>,
+    /// Postgres has answered in each round since.
+    answers_since: Option<Instant>,
+}
+
+impl Memory {
+    /// Whoever works on a session had the time to say so: while Postgres is away nobody can.
+    fn has_heard_all(&self) -> bool {
+        self.answers_since.is_some_and(|since| since.elapsed() > ABANDONED)
+    }
+
+    fn notice(&mut self, error: &LifecycleError) {
+        if matches!(error, LifecycleError::Store(StoreError::Unavailable(_))) {
+            self.answers_since = Some(Instant::now());
+        }
+    }
 }
 
 /// Runs until `stop`.
@@ -44,11 +59,12 @@ pub async fn run(lifecycle: Arc<Lifecycle>, every: Duration, stop: CancellationT
             () = stop.cancelled() => break,
             () = tokio::time::sleep(every) => {}
         }
-        leadership = lead(&lifecycle, leadership).await;
+        leadership = lead(&lifecycle, leadership, &mut memory).await;
         lifecycle.metrics.leading(leadership.is_some());
         if leadership.is_some()
             && let Err(error) = round(&lifecycle, &mut memory).await
         {
+            memory.notice(&error);
             tracing::warn!(%error, "session reconciler: this round failed");
         }
     }
@@ -59,7 +75,7 @@ pub async fn run(lifecycle: Arc<Lifecycle>, every: Duration, stop: CancellationT
     }
 }
 
-async fn lead(lifecycle: &Lifecycle, current: Option<Leadership>) -> Option<Leadership> {
+async fn lead(lifecycle: &Lifecycle, current: Option<Leadership>, memory: &mut Memory) -> Option<Leadership> {
     if let Some(mut leadership) = current {
         match leadership.confirm().await {
             Ok(()) => return Some(leadership),
@@ -69,6 +85,7 @@ async fn lead(lifecycle: &Lifecycle, current: Option<Leadership>) -> Option<Lead
     match lifecycle.store.try_lead(SESSION_RECONCILER).await {
         Ok(leadership) => {
             if leadership.is_some() {
+                memory.answers_since = Some(Instant::now());
                 tracing::info!("leads the session reconciler");
             }
             leadership
@@ -83,7 +100,7 @@ async fn lead(lifecycle: &Lifecycle, current: Option<Leadership>) -> Option<Lead
 async fn round(lifecycle: &Arc<Lifecycle>, memory: &mut Memory) -> Result<(), LifecycleError> {
     let mut per_phase: BTreeMap<&str, i64> = Phase::UNFINISHED.map(|phase| (phase.as_str(), 0)).into();
     let mut draining = lifecycle.store.draining().await?;
-    let mut next = Memory::default();
+    let mut next = Memory { answers_since: memory.answers_since, ..Memory::default() };
     for organization in lifecycle.store.organizations().await? {
         let organization = Arc::new(organization);
         next.draining = draining.remove(&organization.id);
@@ -95,7 +112,10 @@ async fn round(lifecycle: &Arc<Lifecycle>, memory: &mut Memory) -> Result<(), Li
                     *per_phase.entry(session.phase.as_str()).or_default() += 1;
                 }
             }
-            Ok(Err(error)) => tracing::warn!(organization = organization.slug, %error, "session reconciler"),
+            Ok(Err(error)) => {
+                next.notice(&error);
+                tracing::warn!(organization = organization.slug, %error, "session reconciler");
+            }
             Err(_) => tracing::warn!(organization = organization.slug, "session reconciler: it takes too long"),
         }
     }
@@ -140,7 +160,7 @@ async fn tenant(
             let (scope, origin) = (TenantScope::system(organization), Origin::system("sessions"));
             lifecycle.end(&scope, organization, session.id, "organization-deleted", &origin).await.map(drop)
         } else {
-            session_step(lifecycle, organization, session, pod).await
+            session_step(lifecycle, organization, session, pod, memory.has_heard_all()).await
         };
         match step {
             Ok(()) => {}
@@ -174,13 +194,14 @@ async fn session_step(
     organization: &Arc<Organization>,
     session: &Session,
     pod: Option<Pod>,
+    heard_all: bool,
 ) -> Result<(), LifecycleError> {
     let abandoned = session.unchanged_seconds > ABANDONED.as_secs_f64();
     match (session.phase, pod) {
         (Phase::Terminating, _) if abandoned => {
             lifecycle.end_step(organization, session.id).await?;
         }
-        (Phase::Pending, _) if abandoned => {
+        (Phase::Pending, _) if abandoned && heard_all => {
             let why = "the server that was starting this session stopped; create another session";
             lifecycle.fail(organization, session.id, "abandoned", why).await;
         }
