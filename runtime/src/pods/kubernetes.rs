@@ -88,7 +88,7 @@ impl KubernetesPods {
         let selector =
             format!("{}={},{}={}", names::LABEL_WORKSPACE, request.workspace, names::LABEL_POOL, names::POOL_WARM);
         let mut warm = self.list(&request.organization, &selector).await?;
-        warm.retain(objects::is_ready);
+        warm.retain(objects::is_free);
         // Replicas that look at the same list at the same time start at different places.
         let start = usize::try_from(request.session.as_u128() % (warm.len().max(1) as u128)).unwrap_or(0);
         warm.rotate_left(start);
@@ -96,18 +96,40 @@ impl KubernetesPods {
         warm.sort_by_key(|pod| objects::prompt_digest(pod) != digest);
         let api = self.pods(&request.organization);
         for pod in warm {
-            let patch = json!({ "metadata": {
-                "resourceVersion": pod.resource_version(),
-                "labels": { names::LABEL_POOL: names::POOL_CLAIMED, names::LABEL_SESSION: request.session },
-                "annotations": { names::ANNOTATION_SESSION_TOKEN_KEY: request.token_key },
-            }});
-            match api.patch(&pod.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
-                Ok(claimed) => return Ok(Some(claimed)),
-                Err(error) if is_code(&error, 409) || is_code(&error, 404) => self.metrics.pod_acquired("conflict"),
-                Err(error) => return Err(refused_or_away(error)),
+            if let Some(claimed) = self.claim(&api, request, &pod).await? {
+                return Ok(Some(claimed));
+            }
+            // Whatever is written to a pod, such as its status, has the same answer as another session's claim.
+            let now = api.get_opt(&pod.name_any()).await.map_err(refused_or_away)?;
+            if let Some(pod) = now.filter(objects::is_free)
+                && let Some(claimed) = self.claim(&api, request, &pod).await?
+            {
+                return Ok(Some(claimed));
             }
         }
         Ok(None)
+    }
+
+    /// None: the pod is not as it was seen.
+    async fn claim(
+        &self,
+        api: &Api<KubePod>,
+        request: &PodRequest,
+        pod: &KubePod,
+    ) -> Result<Option<KubePod>, PodError> {
+        let patch = json!({ "metadata": {
+            "resourceVersion": pod.resource_version(),
+            "labels": { names::LABEL_POOL: names::POOL_CLAIMED, names::LABEL_SESSION: request.session },
+            "annotations": { names::ANNOTATION_SESSION_TOKEN_KEY: request.token_key },
+        }});
+        match api.patch(&pod.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(claimed) => Ok(Some(claimed)),
+            Err(error) if is_code(&error, 409) || is_code(&error, 404) => {
+                self.metrics.pod_acquired("conflict");
+                Ok(None)
+            }
+            Err(error) => Err(refused_or_away(error)),
+        }
     }
 
     async fn template(&self, organization: &str, workspace: &str) -> Result<PodTemplate, PodError> {
@@ -345,3 +367,7 @@ impl PodBackend for KubernetesPods {
         Box::pin(self.release_pods(organization, session, pod))
     }
 }
+
+#[cfg(test)]
+#[path = "kubernetes_tests.rs"]
+mod tests;

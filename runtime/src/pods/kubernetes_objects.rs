@@ -117,7 +117,11 @@ pub(super) fn waiting(pod: &KubePod) -> Option<WaitingPod> {
 }
 
 /// A pod that takes a session at once.
-pub(super) fn is_ready(pod: &KubePod) -> bool {
+pub(super) fn is_free(pod: &KubePod) -> bool {
+    pod.labels().get(names::LABEL_POOL).is_some_and(|pool| pool == names::POOL_WARM) && is_ready(pod)
+}
+
+fn is_ready(pod: &KubePod) -> bool {
     let status = pod.status.as_ref();
     let mut conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
     pod.metadata.deletion_timestamp.is_none()
@@ -195,4 +199,4 @@ fn waits_for(pod: &KubePod) -> Option<String> {
 
 #[cfg(test)]
 #[path = "kubernetes_objects_tests.rs"]
-mod tests;
+pub(super) mod tests;

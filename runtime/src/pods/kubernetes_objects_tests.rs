@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::auth::session_token::{SessionTokens, TEST_PEM};
 use secrecy::SecretString;
 
-fn request() -> PodRequest {
+pub(in crate::pods) fn request() -> PodRequest {
     PodRequest {
         session: "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap(),
         organization: "acme".into(),
