@@ -185,3 +185,24 @@ async fn a_fence_that_is_down_ends_no_session() -> Result<()> {
     }
     goes_on(&talk).await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_was_given_up_since_the_list_is_not_given_up_again() -> Result<()> {
+    let (platform, replica, acme) = Platform::with_acme(SESSION_POD).await?;
+    let api = replica.api(Some(&acme.alice))?;
+    let id = told(&api).await?.id;
+    platform.pods.set_stalled(true);
+    platform.workspace(&acme, SUSPEND).await?;
+    phase(&api, &id, "Suspending").await?;
+    let held = platform.pods.hold_lists().await;
+    platform.pods.listed(1).await?;
+    platform.pods.set_stalled(false);
+    phase(&api, &id, "Suspended").await?;
+    let changed = format!("select updated_at::text from sessions where id = '{id}'");
+    let before: String = platform.db.scalar(&changed).await?;
+    drop(held);
+    // Two rounds after the one with the old list and another look.
+    platform.pods.listed(4).await?;
+    assert_eq!(platform.db.scalar::<String>(&changed).await?, before);
+    Ok(())
+}

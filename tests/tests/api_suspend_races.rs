@@ -132,3 +132,17 @@ async fn what_comes_too_late_is_not_recorded_and_does_not_reach_the_pod() -> Res
     assert!(!messages.to_string().contains("too late"), "{messages}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_uses_a_session_at_the_last_moment_keeps_it() -> Result<()> {
+    let (platform, replica, acme) = platform().await?;
+    let id = running_in_main(&replica.api(Some(&acme.alice))?).await?.parse::<Uuid>()?;
+    let store = Store::connect(&SecretString::from(platform.db.runtime_url()), 2)?;
+    let organization = store.organization_by_slug(&acme.organization.slug).await?.context("no organization")?;
+    let mut tx = store.tenant_tx(&TenantScope::system(&organization)).await?;
+    assert!(!tx.session_terminating_idle(id, 3600.0).await?, "it was used a moment ago");
+    // Its pod may report what its agent does, after this transaction has begun.
+    assert!(tx.session_terminating_idle(id, -3600.0).await?);
+    assert!(!tx.session_terminating_idle(id, -3600.0).await?, "it ends already");
+    Ok(())
+}

@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::{Lifecycle, LifecycleError};
 use crate::audit::{Entry, Origin, action};
-use crate::store::TenantScope;
 use crate::store::identity::Organization;
+use crate::store::{TenantScope, TenantTx};
 
 /// How often a pod on its way out is looked at.
 const POLL: Duration = Duration::from_millis(500);
@@ -30,6 +30,30 @@ impl Lifecycle {
     ) -> Result<bool, LifecycleError> {
         let mut tx = self.store.tenant_tx(scope).await?;
         let changed = tx.session_terminating(session).await?;
+        self.begin_end(tx, organization, session, changed, reason, origin).await
+    }
+
+    /// Ends a session that nobody has used for so long. False: somebody has, or it does not wait for anybody.
+    pub(super) async fn end_idle(
+        self: &Arc<Self>,
+        organization: &Arc<Organization>,
+        session: Uuid,
+        idle: Duration,
+    ) -> Result<bool, LifecycleError> {
+        let mut tx = self.store.tenant_tx(&TenantScope::system(organization)).await?;
+        let changed = tx.session_terminating_idle(session, idle.as_secs_f64()).await?;
+        self.begin_end(tx, organization, session, changed, "idle", &Origin::system("sessions")).await
+    }
+
+    async fn begin_end(
+        self: &Arc<Self>,
+        mut tx: TenantTx,
+        organization: &Arc<Organization>,
+        session: Uuid,
+        changed: bool,
+        reason: &'static str,
+        origin: &Origin,
+    ) -> Result<bool, LifecycleError> {
         if changed {
             let id = session.to_string();
             tx.audit(&Entry {

@@ -268,8 +268,8 @@ async fn running_step(
         tx.session_moved(session.id, ip).await?;
         tx.commit().await?;
     }
-    if let Some(reason) = had_its_time(session) {
-        return end(lifecycle, organization, session, reason).await;
+    if end_in_time(lifecycle, organization, session).await? {
+        return Ok(());
     }
     let idle = session.suspend_after.as_deref().and_then(parse_duration);
     if let Some((idle, pod)) = idle.filter(|idle| session.idle_seconds > idle.as_secs_f64()).zip(pod) {
@@ -288,16 +288,17 @@ async fn suspended_step(
     if session.workspace_deleted {
         return end(lifecycle, organization, session, "workspace-deleted").await;
     }
-    if let Some(reason) = had_its_time(session) {
-        return end(lifecycle, organization, session, reason).await;
+    if end_in_time(lifecycle, organization, session).await? {
+        return Ok(());
     }
-    if pod.is_none() {
+    // The list of pods is older than the row, and may have the pod from before.
+    if pod.is_none() || pod_now(lifecycle, organization, session.id).await?.is_none() {
         return Ok(());
     }
     // A replica that was slow made one after others had given the wake up. Through the phase, so that nobody wakes the
     // session while its pod goes.
     let mut tx = lifecycle.store.tenant_tx(&TenantScope::system(organization)).await?;
-    let mine = tx.session_suspending_again(session.id, None).await?;
+    let mine = tx.session_giving_up_pod(session.id).await?;
     tx.commit().await?;
     if mine {
         lifecycle.finish_suspend(Arc::clone(organization), session.id);
@@ -305,14 +306,22 @@ async fn suspended_step(
     Ok(())
 }
 
-fn had_its_time(session: &Session) -> Option<&'static str> {
+/// Ends a session whose time is over. False: it is not.
+async fn end_in_time(
+    lifecycle: &Arc<Lifecycle>,
+    organization: &Arc<Organization>,
+    session: &Session,
+) -> Result<bool, LifecycleError> {
     let over = |limit: &Option<String>, seconds: f64| {
-        limit.as_deref().and_then(parse_duration).is_some_and(|limit| seconds > limit.as_secs_f64())
+        limit.as_deref().and_then(parse_duration).filter(|limit| seconds > limit.as_secs_f64())
     };
-    if over(&session.ttl, session.age_seconds) {
-        return Some("ttl");
+    if over(&session.ttl, session.age_seconds).is_some() {
+        end(lifecycle, organization, session, "ttl").await?;
+        return Ok(true);
     }
-    over(&session.idle_timeout, session.idle_seconds).then_some("idle")
+    let Some(idle) = over(&session.idle_timeout, session.idle_seconds) else { return Ok(false) };
+    lifecycle.end_idle(organization, session.id, idle).await?;
+    Ok(true)
 }
 
 async fn end(

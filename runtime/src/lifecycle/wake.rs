@@ -104,7 +104,7 @@ impl Lifecycle {
     pub(super) async fn asleep_again(self: &Arc<Self>, organization: &Arc<Organization>, session: Uuid, error: &str) {
         let marked = async {
             let mut tx = self.store.tenant_tx(&TenantScope::system(organization)).await?;
-            let changed = tx.session_suspending_again(session, Some(error)).await?;
+            let changed = tx.session_suspending_again(session, error).await?;
             tx.commit().await?;
             Ok::<_, LifecycleError>(changed)
         };

@@ -31,7 +31,8 @@ async fn a_warm_pod_that_was_written_to_is_looked_at_again(
         let count = Arc::clone(&count);
         async move {
             let (method, path) = (call.method().clone(), call.uri().path().to_owned());
-            let body: Value = serde_json::from_slice(&call.into_body().collect_bytes().await.unwrap()).unwrap_or_default();
+            let body: Value =
+                serde_json::from_slice(&call.into_body().collect_bytes().await.unwrap()).unwrap_or_default();
             let (status, answer) = if method == http::Method::PATCH {
                 *count.lock().unwrap() += 1;
                 if body["metadata"]["resourceVersion"] == "2" {

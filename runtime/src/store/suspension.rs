@@ -27,6 +27,18 @@ impl TenantTx {
         )
     }
 
+    /// Running or Suspended → Terminating, if nobody has used it for so long, in one statement too.
+    pub async fn session_terminating_idle(&mut self, id: Uuid, idle_seconds: f64) -> Result<bool, StoreError> {
+        change!(
+            self,
+            "update sessions set phase = 'Terminating'
+             where id = $1 and phase in ('Running', 'Suspended')
+               and last_activity_at < now() - make_interval(secs => $2)",
+            id,
+            idle_seconds
+        )
+    }
+
     /// Running → Suspending: its pod is going, whatever its agent does.
     pub async fn session_losing_pod(&mut self, id: Uuid) -> Result<bool, StoreError> {
         change!(self, "update sessions set phase = 'Suspending' where id = $1 and phase = 'Running'", id)
@@ -53,11 +65,16 @@ impl TenantTx {
         )
     }
 
-    /// A session that could not be woken, or that has a pod although it should have none → Suspending.
-    pub async fn session_suspending_again(&mut self, id: Uuid, error: Option<&str>) -> Result<bool, StoreError> {
+    /// Suspended → Suspending: it has a pod although it should have none.
+    pub async fn session_giving_up_pod(&mut self, id: Uuid) -> Result<bool, StoreError> {
+        change!(self, "update sessions set phase = 'Suspending' where id = $1 and phase = 'Suspended'", id)
+    }
+
+    /// A session that could not be woken → Suspending.
+    pub async fn session_suspending_again(&mut self, id: Uuid, error: &str) -> Result<bool, StoreError> {
         change!(
             self,
-            "update sessions set phase = 'Suspending', error = coalesce(left($2, 4096), error)
+            "update sessions set phase = 'Suspending', error = left($2, 4096)
              where id = $1 and (phase = 'Suspended' or phase = 'Starting' and suspended_at is not null)",
             id,
             error
