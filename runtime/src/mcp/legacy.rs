@@ -152,7 +152,7 @@ mod tests {
                 Some((Ok(event), ()))
             }
         });
-        let last = Instant::now() + Duration::from_millis(100);
+        let last = Instant::now() + Duration::from_secs(1);
         let mut legacy = Legacy { events: events.boxed(), last, messages: String::new() };
         let mut heard = 0;
         let end = loop {

@@ -31,6 +31,8 @@ impl Host {
         loop {
             let next = self.next_evaluation();
             tokio::select! {
+                // Nothing is told after the end, or the next container would take it for news that a client has missed.
+                biased;
                 () = stop.cancelled() => return,
                 () = self.dirty.notified() => {
                     tokio::time::sleep(self.config.timing.snapshot).await;

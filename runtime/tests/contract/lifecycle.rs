@@ -162,13 +162,7 @@ async fn what_cannot_be_kept_is_not_taken() {
     let session = pod.start().await;
     session.ask("before").await;
     session.stable().await;
-    // That it is stable is saved, too, in the background.
-    let saved = pod.path("state/state.json");
-    until("the last save", async || {
-        let age = std::fs::metadata(&saved).ok()?.modified().ok()?.elapsed().ok()?;
-        (age > Duration::from_secs(1)).then_some(())
-    })
-    .await;
+    pod.at_rest().await;
     // A disk that takes nothing more.
     std::fs::rename(pod.path("state"), pod.path("elsewhere")).unwrap();
     let say = async |text: &str| session.post("/message", json!({"content": text, "type": "user"})).await;
@@ -203,6 +197,8 @@ async fn a_full_disk_keeps_neither_the_conversation_from_being_saved_nor_the_ses
     session.ask("before").await;
     until("room that is kept back", async || std::fs::metadata(&reserve).ok().filter(|it| it.len() == 1 << 20)).await;
     let mut events = session.events("/events", None).await;
+    session.stable().await;
+    pod.at_rest().await;
     disk.fill();
     assert_eq!(session.ask("in between").await, "You said: in between");
     let warning = events.until(|event| event.name == "agent_error").await.pop().unwrap().data;

@@ -115,6 +115,18 @@ impl Pod {
         self.dir.path().join(name)
     }
 
+    /// Waits until nothing has been saved for a second, so that what a stable session still saves is in place, too.
+    pub async fn at_rest(&self) {
+        let began = Instant::now();
+        let rest = Duration::from_secs(1);
+        let saved = self.path("state/state.json");
+        until("the last save", async || {
+            let age = std::fs::metadata(&saved).ok()?.modified().ok()?.elapsed().ok()?;
+            (age > rest && began.elapsed() > rest).then_some(())
+        })
+        .await;
+    }
+
     /// Starts the container.
     pub async fn start(&self) -> Session {
         let with_key = self.env.iter().any(|(name, _)| name == "AGENTAPI_SESSION_PUBLIC_KEY");
