@@ -47,6 +47,11 @@ fn is_code(error: &kube::Error, wanted: u16) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == wanted)
 }
 
+/// The quota's answer to many writes at a time is 409 too, and nothing was made then.
+fn exists(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.is_already_exists())
+}
+
 impl KubernetesPods {
     /// With the client of the pod's own `ServiceAccount`.
     pub fn new(client: Client, metrics: Metrics) -> Self {
@@ -173,7 +178,7 @@ impl KubernetesPods {
         let api = self.pods(organization);
         match api.create(&PostParams::default(), pod).await {
             Ok(created) => Ok(created),
-            Err(error) if is_code(&error, 409) => api.get(name).await.map_err(refused_or_away),
+            Err(error) if exists(&error) => api.get(name).await.map_err(refused_or_away),
             Err(error) => Err(refused_or_away(error)),
         }
     }
@@ -193,7 +198,7 @@ impl KubernetesPods {
         match self.secrets(&request.organization).create(&PostParams::default(), &secret).await {
             Ok(_) => Ok(()),
             // Written by an earlier attempt; its content comes from the same request.
-            Err(error) if is_code(&error, 409) => Ok(()),
+            Err(error) if exists(&error) => Ok(()),
             Err(error) => Err(refused_or_away(error)),
         }
     }

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{KubernetesPods, is_code, objects, refused_or_away};
+use super::{KubernetesPods, exists, is_code, objects, refused_or_away};
 use crate::pods::{Pod, PodError, PodKind, Wake};
 
 /// Goes with nobody.
@@ -47,7 +47,7 @@ impl KubernetesPods {
     ) -> Result<(), PodError> {
         match self.volumes(organization).create(&PostParams::default(), volume).await {
             Ok(_) => Ok(()),
-            Err(error) if is_code(&error, 409) => Ok(()),
+            Err(error) if exists(&error) => Ok(()),
             Err(error) => Err(refused_or_away(error)),
         }
     }

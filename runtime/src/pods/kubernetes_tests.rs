@@ -54,3 +54,21 @@ async fn a_warm_pod_that_was_written_to_is_looked_at_again(
     assert_eq!(claimed.map(|pod| pod.name_any()).as_deref(), taken);
     assert_eq!(*patched.lock().unwrap(), patches);
 }
+
+#[rstest]
+#[case::made_by_an_earlier_attempt("AlreadyExists", true)]
+#[case::refused_by_a_quota_that_many_write_to("Conflict", false)]
+#[tokio::test]
+async fn only_what_is_there_counts_as_made(#[case] reason: &'static str, #[case] made: bool) {
+    let server = tower::service_fn(move |_: http::Request<Body>| async move {
+        let answer = json!({"status": "Failure", "reason": reason, "message": "x", "code": 409}).to_string();
+        let answer = http::Response::builder().status(409).body(Body::from(answer.into_bytes()));
+        Ok::<_, Infallible>(answer.unwrap())
+    });
+    let pods = KubernetesPods::new(Client::new(server, "default"), Metrics::new().unwrap());
+    let secret = pods.create_secret(&request(), "s-1", None).await;
+    let volume = pods.create_volume("acme", &serde_json::from_value(json!({"metadata": {"name": "v"}})).unwrap()).await;
+    for done in [secret, volume] {
+        assert!(if made { done.is_ok() } else { matches!(done, Err(PodError::Unavailable(_))) }, "{done:?}");
+    }
+}
