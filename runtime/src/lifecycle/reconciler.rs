@@ -114,9 +114,14 @@ async fn round(lifecycle: &Arc<Lifecycle>, memory: &mut Memory) -> Result<(), Li
             }
             Ok(Err(error)) => {
                 next.notice(&error);
+                // Also those of the organization at hand; the next round forgets the others.
+                next.told.extend(&memory.told);
                 tracing::warn!(organization = organization.slug, %error, "session reconciler");
             }
-            Err(_) => tracing::warn!(organization = organization.slug, "session reconciler: it takes too long"),
+            Err(_) => {
+                next.told.extend(&memory.told);
+                tracing::warn!(organization = organization.slug, "session reconciler: it takes too long");
+            }
         }
     }
     lifecycle.renewals.keep(&next.sessions);
