@@ -339,3 +339,20 @@ async fn end(
     lifecycle.end(&scope, organization, session.id, reason, &origin).await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_an_outage_everybody_gets_the_time_to_say_what_they_work_on() {
+        let mut memory = Memory::default();
+        assert!(!memory.has_heard_all(), "it never led");
+        memory.answers_since = Instant::now().checked_sub(ABANDONED * 2);
+        assert!(memory.has_heard_all());
+        memory.notice(&LifecycleError::Store(StoreError::TenantBusy));
+        assert!(memory.has_heard_all());
+        memory.notice(&LifecycleError::Store(StoreError::Unavailable(sqlx::Error::PoolTimedOut)));
+        assert!(!memory.has_heard_all());
+    }
+}
