@@ -23,6 +23,7 @@ use crate::http::streams::Streams;
 use crate::http::transcript_budget::TranscriptBudget;
 use crate::http::{App, AppState, router};
 use crate::lifecycle::{Lifecycle, reconciler};
+use crate::mcp::cancellations::Cancellations;
 use crate::mcp::client::McpClient;
 use crate::mcp::credentials::{AnyCredentials, Credentials, NoOauth};
 use crate::mcp::prober;
@@ -218,6 +219,7 @@ impl Server {
         let grace = Duration::from_secs(config.shutdown_grace_seconds);
         let idle = Duration::from_secs(config.http_idle_seconds.max(1));
         let servers = TaskTracker::new();
+        let cancelled = Cancellations::begin(app.mcp.store()).await;
         for (listener, router) in [(public, router::public(&app)), (internal, router::internal(&app))] {
             let ending = Ending { leaving: app.leaving.clone(), stop: app.closing.clone(), grace };
             servers.spawn(server::serve(listener, router, idle, ending));
@@ -234,7 +236,7 @@ impl Server {
         }
         servers.spawn(rate_limit::forget_organizations(App::clone(&app), app.leaving.clone()));
         let (mcp, closing) = (Arc::clone(&app.mcp), app.closing.clone());
-        servers.spawn(async move { mcp.cancellations().run(mcp.store(), closing).await });
+        servers.spawn(async move { mcp.cancellations().run(mcp.store(), cancelled, closing).await });
         if config.mcp_probe_seconds > 0 {
             let every = Duration::from_secs(config.mcp_probe_seconds);
             servers.spawn(prober::run(Arc::clone(&app.mcp), every, app.leaving.clone()));

@@ -12,6 +12,7 @@ use agentapi_tests::mcp::raw::{Mood, Raw};
 use agentapi_tests::mcp::setup::{
     self, call, configuration, connection, initialize, platform, posted, protected, request, rpc,
 };
+use agentapi_tests::serve::Platform;
 use anyhow::{Context, Result};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -106,6 +107,17 @@ async fn a_call_is_cancelled_at_any_replica_by_whoever_made_it() -> Result<()> {
     // To have been cancelled is no failure: neither in the audit log, nor for the breaker.
     let failed = admin.get("/v1/audit?action=mcp.tool-call-fail").await?.expect(200)?;
     assert_eq!(failed["entries"], json!([]));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_listens_before_it_answers() -> Result<()> {
+    let platform = Platform::start(SESSION_POD).await?;
+    let mut admin = platform.db.connect(&platform.db.admin_url()).await?;
+    let replica = platform.replica().await?;
+    replica.api(None)?.get("/live").await?.expect(200)?;
+    let listening = "select count(*) from pg_stat_activity where datname = current_database() and query like 'LISTEN%'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(listening).fetch_one(&mut admin).await?, 1);
     Ok(())
 }
 

@@ -9,10 +9,14 @@ use std::time::Duration;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::store::cancellations::Cancellations as Said;
 use crate::store::{Store, StoreError};
 
+/// Requests wait so long for it at the start; without Postgres they are answered nevertheless.
+const FIRST: Duration = Duration::from_secs(5);
 /// Before listening again when Postgres was away.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -45,12 +49,17 @@ impl Cancellations {
         }
     }
 
-    /// Listens until `stop`.
-    pub async fn run(&self, store: &Store, stop: CancellationToken) {
+    /// Listens for the first time, before any request is taken: nobody would hear that it was cancelled.
+    pub async fn begin(store: &Store) -> Option<Said> {
+        timeout(FIRST, store.cancellations()).await.ok()?.ok()
+    }
+
+    /// Listens until `stop`; `begun` is where it listens already.
+    pub async fn run(&self, store: &Store, mut begun: Option<Said>, stop: CancellationToken) {
         while !stop.is_cancelled() {
             tokio::select! {
                 () = stop.cancelled() => return,
-                Err(error) = self.follow(store) => tracing::warn!(%error, "cannot hear of cancelled requests"),
+                Err(error) = self.follow(store, begun.take()) => tracing::warn!(%error, "cannot hear of cancelled requests"),
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -59,8 +68,11 @@ impl Cancellations {
         }
     }
 
-    async fn follow(&self, store: &Store) -> Result<std::convert::Infallible, StoreError> {
-        let mut said = store.cancellations().await?;
+    async fn follow(&self, store: &Store, begun: Option<Said>) -> Result<std::convert::Infallible, StoreError> {
+        let mut said = match begun {
+            Some(said) => said,
+            None => store.cancellations().await?,
+        };
         loop {
             self.hear(&said.next().await?);
         }

@@ -36,10 +36,14 @@ impl Cancellations {
     /// The name of the next request that was cancelled.
     pub async fn next(&mut self) -> Result<String, StoreError> {
         loop {
-            if let Ok(said) = timeout(QUIET, self.0.recv()).await {
-                return Ok(said?.payload().to_owned());
+            if let Ok(said) = timeout(QUIET, self.0.try_recv()).await {
+                if let Some(said) = said? {
+                    return Ok(said.payload().to_owned());
+                }
+                tracing::warn!("the connection was lost: of what was cancelled meanwhile nothing is heard");
+            } else {
+                timeout(ANSWER, self.0.execute("select 1")).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
             }
-            timeout(ANSWER, self.0.execute("select 1")).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
         }
     }
 }
