@@ -273,8 +273,16 @@ impl Host {
     /// Writes keystrokes to the agent.
     pub(super) fn write_raw(&self, bytes: &[u8]) -> Result<(), PtyError> {
         let process = self.process()?;
-        self.lock().untouched = false;
-        process.write(bytes)
+        let asks = {
+            let mut inner = self.lock();
+            inner.untouched = false;
+            inner.asked.is_some()
+        };
+        process.write(bytes)?;
+        if asks {
+            self.stir();
+        }
+        Ok(())
     }
 
     /// Ends the agent.

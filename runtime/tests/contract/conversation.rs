@@ -1,5 +1,6 @@
 //! The coder/agentapi contract of a session pod: conversation, events, screen, upload, errors.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::support::{Pod, SseEvent, answer, until};
@@ -101,6 +102,28 @@ async fn reads_answer_while_a_message_is_being_sent_and_a_send_outlives_its_clie
     // Raw keys are the way out: Enter makes the agent show something.
     assert_eq!(session.post("/message", json!({"content": "\r", "type": "raw"})).await.0, 200);
     until("the message", async || session.messages().await.iter().any(|m| m.2 == "quiet").then_some(())).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_asks_is_not_done_once_a_key_is_pressed() {
+    // Asks once it is told to, and shows nothing else, whatever is typed.
+    let script = r#"stty -echo; cat "$0/01-startup.txt"; until [ -e ~/ask ]; do sleep 0.1; done
+                    printf '\033[2J\033[H'; tail -n 20 "$0/06-permission.txt"; sleep 1000"#;
+    let screens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/screens/claude/screens");
+    let pod = Pod::with_command(&["bash", "-c", script, screens.to_str().unwrap()]);
+    let pod = pod.set("AGENTAPI_AGENT_TYPE", "claude");
+    let session = pod.start().await;
+    session.stable().await;
+    std::fs::write(pod.path("home/ask"), "").unwrap();
+    until("the question", async || session.get("/permissions").await.1["permissions"].get(0).map(drop)).await;
+    session.stable().await;
+    let mut events = session.events("/events", None).await;
+    let told = |events: &[SseEvent]| events.last().map(|event| event.data["status"].clone());
+    let snapshot = events.until(|event| event.name == "status_change").await;
+    assert_eq!(told(&snapshot), Some(json!("stable")));
+    assert_eq!(session.post("/message", json!({"content": "x", "type": "raw"})).await.0, 200);
+    let next = events.until(|event| event.name == "status_change").await;
+    assert_eq!(told(&next), Some(json!("running")));
 }
 
 #[tokio::test]
