@@ -292,6 +292,13 @@ async fn a_push_that_is_refused_for_its_size_still_says_what_the_agent_does() ->
         let seen: (Option<String>, bool) = sqlx::query_as(row).bind(id).fetch_one(&mut admin).await?;
         assert_eq!(seen, (Some(status.to_owned()), is_activity));
     }
+    // Nor does it say again what nobody was ready to hear.
+    sqlx::query("update sessions set phase = 'Starting' where id = $1").bind(id).execute(&mut admin).await?;
+    let early = put(&as_own, &own.session, &json!({"messages": [], "status": "running"})).await?;
+    expect(&early, 200, "", "before it is known to run");
+    let row = "select agent_status from sessions where id = $1";
+    let seen: Option<String> = sqlx::query_scalar(row).bind(id).fetch_one(&mut admin).await?;
+    assert_eq!(seen.as_deref(), Some("running"));
     assert!(stored(&platform, &own.session).await?.is_empty());
     Ok(())
 }

@@ -127,6 +127,9 @@ pub async fn put_messages(
     };
     if runs {
         tx.session_active(id, status).await?;
+    } else if let Some(status) = status.filter(|_| session.phase == Phase::Starting) {
+        // The pod says it once, and may be faster than who notes that the session runs.
+        tx.session_starts_with(id, status).await?;
     }
     tx.commit().await?;
     grown.count();
