@@ -25,7 +25,8 @@ pub use body::{BodyError, read_held, read_limited};
 const MAX_URL_BYTES: usize = 2048;
 /// Connections that are kept open to one server.
 const IDLE_CONNECTIONS: usize = 8;
-const IDLE: Duration = Duration::from_secs(30);
+/// Many servers close theirs after five seconds, and what meets the end of a connection is not sent again.
+const IDLE: Duration = Duration::from_secs(4);
 /// Names that are looked up at a time. Each takes one of the 512 threads that the database and the cluster need too, for
 /// as long as the server of the name likes.
 const MOST_LOOKUPS: usize = 64;
