@@ -220,11 +220,18 @@ impl Agent {
 
     /// Says something and gives back the answer.
     pub async fn ask(&self, text: &str) -> Result<String> {
-        let sent = self.http.post(format!("{}/message", self.base)).json(&json!({"content": text, "type": "user"}));
-        let sent = sent.send().await?;
-        if !sent.status().is_success() {
-            bail!("{}: {}", sent.status(), sent.text().await?);
-        }
+        let message = json!({"content": text, "type": "user"});
+        // It may draw something between two turns, and counts as busy then.
+        eventually("the message is taken", PATIENCE, async || {
+            let sent = self.http.post(format!("{}/message", self.base)).json(&message).send().await?;
+            let (status, said) = (sent.status(), sent.text().await?);
+            Ok(match status.as_u16() {
+                200 => Ok(()),
+                409 if said.contains("agent-busy") => Err(said),
+                _ => bail!("{status}: {said}"),
+            })
+        })
+        .await?;
         self.stable().await?;
         let messages = self.get("/messages").await?;
         let last = messages["messages"].as_array().and_then(|all| all.last()).context("there are no messages")?;
