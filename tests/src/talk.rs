@@ -140,11 +140,14 @@ impl Talk {
     /// # Errors
     /// When it does not ask in time.
     pub async fn asked(&self) -> Result<Value> {
-        eventually("a request for permission", self.patience, async || {
+        let asked = eventually("a request for permission", self.patience, async || {
             let body = self.get("permissions").await?;
             Ok(body["permissions"].get(0).cloned().ok_or_else(|| body.to_string()))
-        })
-        .await
+        });
+        match asked.await {
+            Err(error) => Err(error.context(self.get("messages").await?)),
+            asked => asked,
+        }
     }
 
     /// Answers it with its option of this kind, such as `allow_once`.
