@@ -94,7 +94,7 @@ pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
     let mut news = News::default();
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         let Ok(pool) = context.postgres() else { continue };
-        let changed = match news.since_last_time(pool).await {
+        let changed = match news.since_last_time(pool, context.config.mcp_stale_after()).await {
             Ok(changed) => changed,
             Err(error) => {
                 tracing::warn!(%error, "can't look for observations of MCP servers");
@@ -115,13 +115,14 @@ pub async fn watch(context: Arc<Context>, stop: CancellationToken) {
 /// What was said last, by connection: the runtime writes after every look, and mostly the same.
 #[derive(Default)]
 pub struct News {
-    said: HashMap<Uuid, String>,
+    said: HashMap<Uuid, (String, f64)>,
     until: f64,
 }
 
 impl News {
-    /// The ids of connections of which something else is observed than the last time.
-    pub async fn since_last_time(&mut self, pool: &PgPool) -> Result<Vec<String>> {
+    /// The ids of connections of which something else is observed than the last time, or for the first time after
+    /// `stale_after`: the status says by then that nothing is known.
+    pub async fn since_last_time(&mut self, pool: &PgPool, stale_after: Duration) -> Result<Vec<String>> {
         let rows: Vec<(Uuid, f64, String)> = sqlx::query_as(
             "select connection_id, extract(epoch from observed_at)::float8,
                     md5(concat_ws('|', generation, state, message, tools, pinned, quarantined, breaker, auth_state, protocol))
@@ -133,8 +134,10 @@ impl News {
         .map_err(failed("look for observations"))?;
         let newest = rows.iter().map(|(_, at, _)| *at).fold(self.until + OVERLAP_SECONDS, f64::max);
         self.until = newest - OVERLAP_SECONDS;
-        let news = rows.into_iter().filter_map(|(id, _, digest)| {
-            (self.said.insert(id, digest.clone()).as_ref() != Some(&digest)).then(|| id.to_string())
+        let news = rows.into_iter().filter_map(|(id, at, digest)| {
+            let before = self.said.insert(id, (digest.clone(), at));
+            let known = before.is_some_and(|(said, seen)| said == digest && at - seen < stale_after.as_secs_f64());
+            (!known).then(|| id.to_string())
         });
         Ok(news.collect())
     }

@@ -25,6 +25,8 @@ const SEED: &str = "
             '[{\"name\": \"search\", \"digest\": \"aa\"}]', '[{\"name\": \"search\", \"digest\": \"ab\"}]', true, 'half-open',
             'Expiring', '2025-06-18', now() - interval '90 seconds')";
 
+const STALE: Duration = Duration::from_secs(300);
+
 #[tokio::test]
 async fn the_operator_reads_what_was_observed_and_hears_of_news_once() -> Result<()> {
     let db = Database::create().await?;
@@ -44,20 +46,23 @@ async fn the_operator_reads_what_was_observed_and_hears_of_news_once() -> Result
     assert_eq!(observations::of(&pool, Uuid::from_u128(0xa2), docs).await?, None);
 
     let mut news = News::default();
-    assert_eq!(news.since_last_time(&pool).await?, [docs.to_string()]);
-    assert!(news.since_last_time(&pool).await?.is_empty());
+    assert_eq!(news.since_last_time(&pool, STALE).await?, [docs.to_string()]);
+    assert!(news.since_last_time(&pool, STALE).await?.is_empty());
     admin.execute("update mcp_observations set observed_at = now()").await?;
-    assert!(news.since_last_time(&pool).await?.is_empty(), "another look that found the same is no news");
+    assert!(news.since_last_time(&pool, STALE).await?.is_empty(), "another look that found the same is no news");
     admin.execute("update mcp_observations set observed_at = now(), breaker = 'open'").await?;
-    assert_eq!(news.since_last_time(&pool).await?, [docs.to_string()]);
+    assert_eq!(news.since_last_time(&pool, STALE).await?, [docs.to_string()]);
     admin
         .execute(
             "insert into mcp_observations (org_id, connection_id, generation, state)
              values ('00000000-0000-0000-0000-0000000000a1', '00000000-0000-0000-0000-0000000000c2', 1, 'Unreachable')",
         )
         .await?;
-    assert_eq!(news.since_last_time(&pool).await?, [other.to_string()]);
+    assert_eq!(news.since_last_time(&pool, STALE).await?, [other.to_string()]);
+    let later = "update mcp_observations set observed_at = now() + interval '301 seconds' where breaker = 'open'";
+    admin.execute(later).await?;
+    assert_eq!(news.since_last_time(&pool, STALE).await?, [docs.to_string()], "the status says that nothing is known");
     // Another leader knows nothing and looks at all of them.
-    assert_eq!(News::default().since_last_time(&pool).await?.len(), 2);
+    assert_eq!(News::default().since_last_time(&pool, STALE).await?.len(), 2);
     Ok(())
 }

@@ -251,7 +251,10 @@ impl Referring {
     }
 
     fn to_connection(&self, connection: &McpConnection) {
-        if let Some(rivals) = self.rivals(connection, super::mcp_connection::validate::is_accepted) {
+        // Others have neither a name that they alone may have nor a place.
+        let has_a_place =
+            |it: &McpConnection| it.spec.transport.stdio.is_some() && super::mcp_connection::validate::is_accepted(it);
+        if let Some(rivals) = self.rivals(connection, has_a_place) {
             self.each_connection(|other| {
                 other.spec.organization_ref == connection.spec.organization_ref
                     && other.spec.transport.stdio.is_some()

@@ -65,9 +65,11 @@ async fn present(connection: &McpConnection, context: &Context) -> Result<Action
         }
         Err(refusal) if refusal.waits() => State::Waiting(refusal.reason, refusal.message),
         Err(refusal) => {
-            // What is not accepted must not be usable either.
+            // What is not accepted must not be usable either. What has its name is another's, who writes over it.
             if has_finalizer(connection) {
-                take_away(connection, context).await?;
+                if refusal.reason != reason::NAME_CONFLICT {
+                    take_away(connection, context).await?;
+                }
                 if refusal.revokes() {
                     delete_row(connection, context).await;
                 }
@@ -76,7 +78,12 @@ async fn present(connection: &McpConnection, context: &Context) -> Result<Action
         }
     };
     write_status(connection, context, &state).await?;
-    Ok(Action::requeue(jittered(if state.is_calm() { RESYNC } else { SOON })))
+    let calm = match &state {
+        State::Waiting(..) => false,
+        State::InPlace(seen) => seen.server.is_none(),
+        State::Refused(_) => true,
+    };
+    Ok(Action::requeue(jittered(if calm { RESYNC } else { SOON })))
 }
 
 /// An accepted connection: its rights, its program, its row, and what is known of its server.

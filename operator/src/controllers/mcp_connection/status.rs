@@ -43,25 +43,6 @@ pub struct Seen {
     pub egress: Option<Vec<String>>,
 }
 
-impl State {
-    /// Whatever changes it tells us by itself.
-    pub fn is_calm(&self) -> bool {
-        match self {
-            Self::Waiting(..) => false,
-            // That the runtime looks again after a long time, and sees the same, is no news to anybody.
-            Self::InPlace(seen) => seen.server.is_none() && !seen.is_overdue(),
-            Self::Refused(_) => true,
-        }
-    }
-}
-
-impl Seen {
-    /// The last observation says nothing any more.
-    fn is_overdue(&self) -> bool {
-        self.observation.as_ref().is_some_and(|it| it.age >= self.stale_after)
-    }
-}
-
 /// The new status.
 pub fn status(connection: &McpConnection, state: &State, now: Timestamp) -> McpConnectionStatus {
     let old = connection.status.clone().unwrap_or_default();
@@ -116,7 +97,7 @@ fn shown(tool: &Tool) -> ToolStatus {
 /// The observation, if it speaks of this spec and is not too old.
 fn current<'a>(connection: &McpConnection, seen: &'a Seen) -> Option<&'a Observation> {
     let of_this_spec = |it: &&Observation| Some(it.generation) == connection.metadata.generation;
-    seen.observation.as_ref().filter(of_this_spec).filter(|_| !seen.is_overdue())
+    seen.observation.as_ref().filter(of_this_spec).filter(|it| it.age < seen.stale_after)
 }
 
 fn not_known(connection: &McpConnection, seen: &Seen) -> (&'static str, &'static str) {

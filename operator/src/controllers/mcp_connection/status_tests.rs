@@ -54,12 +54,6 @@ fn a_refused_connection_has_no_id_and_says_why_twice() {
 }
 
 #[test]
-fn what_is_overdue_is_looked_at_again_soon_since_the_same_observation_is_no_news() {
-    assert!(seen(observed()).is_calm());
-    assert!(!seen(Observation { age: Duration::from_secs(300), ..observed() }).is_calm());
-}
-
-#[test]
 fn every_state_says_what_it_is_and_what_to_do() {
     let consent = |word: &str, state: &str| {
         seen(Observation { authorization: Some(word.into()), state: state.into(), ..observed() })
