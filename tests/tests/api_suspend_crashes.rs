@@ -163,7 +163,7 @@ async fn a_session_that_is_younger_than_the_list_of_pods_goes_on() -> Result<()>
     let id = running_in_main(&api).await?;
     drop(held);
     // The second look in the round with the old list, and two rounds after it.
-    platform.pods.listed(3).await?;
+    platform.pods.listed(4).await?;
     let session = api.get(&format!("/v1/sessions/{id}")).await?.expect(200)?;
     assert_eq!(session["phase"], "Running", "{session}");
     Ok(())
@@ -180,7 +180,7 @@ async fn a_fence_that_is_down_ends_no_session() -> Result<()> {
     ] {
         platform.db.admin(&format!("alter policy {policy} to agentapi_owner")).await?;
         // A pod without a session stays for two rounds.
-        platform.pods.listed(6).await?;
+        platform.pods.listed(7).await?;
         platform.db.admin(&format!("alter policy {policy} to {roles}")).await?;
     }
     goes_on(&talk).await

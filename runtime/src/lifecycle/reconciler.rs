@@ -143,21 +143,20 @@ async fn tenant(
     let mut tx = lifecycle.store.tenant_tx(&TenantScope::system(organization)).await?;
     let sessions = tx.unfinished_sessions().await?;
     tx.commit().await?;
-    let mut by_session: HashMap<Uuid, Pod> = HashMap::new();
-    for (session, pod) in pods {
-        // Where there are two, one is on its way out.
-        let slot = by_session.entry(session).or_insert_with(|| pod.clone());
-        if slot.state == PodState::Terminating {
-            *slot = pod;
-        }
-    }
+    let (mut by_session, mut newer) = (by_session(pods), None);
     let drained = next.draining.as_ref().is_some_and(|draining| draining.over);
     if let Some(draining) = next.draining.as_ref().filter(|draining| !draining.over) {
         next.told.extend(lifecycle.tell_of_drain(organization, draining, &sessions, &memory.told).await);
     }
     next.sessions.extend(sessions.iter().map(|session| session.id));
     for session in &sessions {
-        let pod = by_session.remove(&session.id);
+        let mut pod = by_session.remove(&session.id);
+        if is_in_doubt(session, pod.as_ref()) {
+            if newer.is_none() {
+                newer = Some(self::by_session(lifecycle.pods.of_sessions(&organization.slug).await?));
+            }
+            pod = newer.as_mut().and_then(|pods| pods.remove(&session.id));
+        }
         lifecycle.keep_keys(organization, session, pod.as_ref());
         // Nobody can wake it any more.
         let useless = next.draining.is_some() && session.phase == Phase::Suspended;
@@ -165,7 +164,7 @@ async fn tenant(
             let (scope, origin) = (TenantScope::system(organization), Origin::system("sessions"));
             lifecycle.end(&scope, organization, session.id, "organization-deleted", &origin).await.map(drop)
         } else {
-            session_step(lifecycle, organization, session, pod, memory.has_heard_all()).await
+            session_step(lifecycle, organization, session, pod, next.has_heard_all()).await
         };
         match step {
             Ok(()) => {}
@@ -194,6 +193,33 @@ async fn tenant(
     Ok(sessions)
 }
 
+fn by_session(pods: Vec<(Uuid, Pod)>) -> HashMap<Uuid, Pod> {
+    let mut found: HashMap<Uuid, Pod> = HashMap::new();
+    for (session, pod) in pods {
+        // Where there are two, one is on its way out.
+        let slot = found.entry(session).or_insert_with(|| pod.clone());
+        if slot.state == PodState::Terminating {
+            *slot = pod;
+        }
+    }
+    found
+}
+
+/// The list of pods is older than the row: what came in between, such as the pod of a session that runs by now, is in the
+/// next list.
+fn is_in_doubt(session: &Session, pod: Option<&Pod>) -> bool {
+    match session.phase {
+        Phase::Running => lost(pod).is_some(),
+        Phase::Starting => pod.is_none() && is_abandoned(session),
+        Phase::Suspended => pod.is_some(),
+        Phase::Pending | Phase::Suspending | Phase::Terminating | Phase::Ended | Phase::Failed => false,
+    }
+}
+
+fn is_abandoned(session: &Session) -> bool {
+    session.unchanged_seconds > ABANDONED.as_secs_f64()
+}
+
 async fn session_step(
     lifecycle: &Arc<Lifecycle>,
     organization: &Arc<Organization>,
@@ -201,7 +227,7 @@ async fn session_step(
     pod: Option<Pod>,
     heard_all: bool,
 ) -> Result<(), LifecycleError> {
-    let abandoned = session.unchanged_seconds > ABANDONED.as_secs_f64();
+    let abandoned = is_abandoned(session);
     match (session.phase, pod) {
         (Phase::Terminating, _) if abandoned => {
             lifecycle.end_step(organization, session.id).await?;
@@ -214,11 +240,11 @@ async fn session_step(
             tracing::info!(session = %session.id, "taking over the start of a session");
             lifecycle.resume(Arc::clone(organization), session, pod);
         }
-        (Phase::Starting, None) if abandoned && session.was_suspended => {
+        (Phase::Starting, None) if abandoned && heard_all && session.was_suspended => {
             let why = "the server that was waking the session stopped; the next message wakes it";
             lifecycle.asleep_again(organization, session.id, why).await;
         }
-        (Phase::Starting, None) if abandoned => {
+        (Phase::Starting, None) if abandoned && heard_all => {
             let why = "the session's pod is gone";
             lifecycle.fail(organization, session.id, "pod-lost", why).await;
         }
@@ -240,25 +266,12 @@ fn lost(pod: Option<&Pod>) -> Option<String> {
     }
 }
 
-/// The session's pod at this moment. Where there are two, one is on its way out.
-async fn pod_now(
-    lifecycle: &Lifecycle,
-    organization: &Organization,
-    session: Uuid,
-) -> Result<Option<Pod>, LifecycleError> {
-    let pods = lifecycle.pods.of_sessions(&organization.slug).await?;
-    let own = pods.into_iter().filter(|(id, _)| *id == session).map(|(_, pod)| pod);
-    Ok(own.min_by_key(|pod| pod.state == PodState::Terminating))
-}
-
 async fn running_step(
     lifecycle: &Arc<Lifecycle>,
     organization: &Arc<Organization>,
     session: &Session,
     pod: Option<Pod>,
 ) -> Result<(), LifecycleError> {
-    // The list of pods is older than the row: a session that came to run in between has its pod in the next list.
-    let pod = if lost(pod.as_ref()).is_some() { pod_now(lifecycle, organization, session.id).await? } else { pod };
     if let Some(why) = lost(pod.as_ref()) {
         if let Some(pod) = &pod
             && lifecycle.rescue(organization, session, pod, &why).await?
@@ -296,8 +309,7 @@ async fn suspended_step(
     if end_in_time(lifecycle, organization, session).await? {
         return Ok(());
     }
-    // The list of pods is older than the row, and may have the pod from before.
-    if pod.is_none() || pod_now(lifecycle, organization, session.id).await?.is_none() {
+    if pod.is_none() {
         return Ok(());
     }
     // A replica that was slow made one after others had given the wake up. Through the phase, so that nobody wakes the

@@ -13,6 +13,7 @@ use crate::serve::steps::SOON;
 
 #[derive(Default)]
 pub(super) struct Listing {
+    arrived: AtomicUsize,
     made: AtomicUsize,
     gate: RwLock<()>,
 }
@@ -23,10 +24,11 @@ impl ProcessPods {
         self.listing.gate.write().await
     }
 
-    /// Waits until so many more lists were made. The reconciler makes one of each organization in a round.
+    /// Waits until so many more lists were made than have arrived. The reconciler makes one of each organization in a
+    /// round, and one more when it is in doubt.
     pub async fn listed(&self, more: usize) -> Result<()> {
         let made = || self.listing.made.load(Ordering::SeqCst);
-        let wanted = made() + more;
+        let wanted = self.listing.arrived.load(Ordering::SeqCst) + more;
         eventually("lists of pods", SOON, async || {
             let made = made();
             Ok(if made >= wanted { Ok(()) } else { Err(format!("{made} of {wanted}")) })
@@ -43,6 +45,7 @@ impl ProcessPods {
         };
         self.listing.made.fetch_add(1, Ordering::SeqCst);
         drop(self.listing.gate.read().await);
+        self.listing.arrived.fetch_add(1, Ordering::SeqCst);
         Ok(listed)
     }
 }
