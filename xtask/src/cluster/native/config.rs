@@ -98,7 +98,8 @@ volumePluginDir: {plugins}
 resolvConf: \"\"
 failSwapOn: false
 maxPods: 250
-evictionHard: {{nodefs.available: \"1%\", imagefs.available: \"1%\", memory.available: 50Mi}}
+evictionHard: {{nodefs.available: 512Mi, imagefs.available: 512Mi, memory.available: 50Mi}}
+evictionPressureTransitionPeriod: 30s
 imageGCHighThresholdPercent: 100
 serializeImagePulls: false
 syncFrequency: 10s

@@ -43,6 +43,9 @@ const MULTI_CALL: &[&str] = &[
 /// Stopped after the others, in this order; containerd last, when the pods are gone.
 const STOPPED_LATE: &[&str] = &["kube-apiserver", "etcd", "containerd"];
 
+/// What the images, the containers and a build take together, with some to spare.
+const ROOM_MIB: u64 = 12 * 1024;
+
 /// Starts what does not run yet; with everything running it only looks.
 pub(crate) fn up() -> Result<()> {
     if !debian::is_root() {
@@ -60,6 +63,7 @@ pub(crate) fn up() -> Result<()> {
     gobuild::link(&helm, &bin, &["helm"])?;
 
     let layout = Layout::new()?;
+    tell_of_room(&layout)?;
     step("network and control groups", || {
         machine::network_up(&layout)?;
         machine::cgroups_up(&layout)
@@ -71,6 +75,16 @@ pub(crate) fn up() -> Result<()> {
     step("node", || node(&layout, &programs, &mut procs))?;
     step("cluster DNS", || addons::apply(&programs, new))?;
     procs.ensure("forward", &tools.join("forward"), &["127.0.0.1:8080".to_owned(), format!("{NODE_IP}:30080")], "")
+}
+
+/// A node without room takes no pods and ends those that it has, and says so only in its conditions.
+fn tell_of_room(layout: &Layout) -> Result<()> {
+    let shown = sh::output(Command::new("df").args(["--output=avail", "-B1M"]).arg(&layout.root))?;
+    let free: Option<u64> = shown.lines().last().and_then(|line| line.trim().parse().ok());
+    if let Some(free) = free.filter(|free| *free < ROOM_MIB) {
+        println!("  note   only {free} MiB are free below {}: images and builds may not fit", layout.root.display());
+    }
+    Ok(())
 }
 
 /// Stops and removes everything that `up` made.
