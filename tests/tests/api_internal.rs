@@ -131,6 +131,15 @@ async fn only_a_sessions_own_pod_says_that_it_ends_and_only_one_that_does_is_bel
     for session in [&own.session, &other.session] {
         assert_eq!(api.get(&format!("/v1/sessions/{session}")).await?.expect(200)?["phase"], "Running");
     }
+    // Its session is being suspended, and its volume is not safe yet: it is not told that it is.
+    platform.pods.set_stalled(true);
+    let begun = "update sessions set phase = 'Suspending' where id = $1::uuid";
+    let mut admin = platform.db.connect(&platform.db.admin_url()).await?;
+    sqlx::query(begun).bind(&own.session).execute(&mut admin).await?;
+    assert!(say(Some(&own.token), own.address, &own.session).await?.status.is_server_error());
+    platform.pods.set_stalled(false);
+    expect(&say(Some(&own.token), own.address, &own.session).await?, 204, "", "once it is");
+    phase(&api, &own.session, "Suspended").await?;
     Ok(())
 }
 

@@ -105,6 +105,10 @@ impl Lifecycle {
         organization: &Arc<Organization>,
         session: &Session,
     ) -> Result<(), LifecycleError> {
+        // A pod that had no answer says it again, and who began to suspend its session then may not have come to its volume.
+        if session.phase == Phase::Suspending {
+            return self.suspend_step(organization, session.id).await.map(drop);
+        }
         if session.phase != Phase::Running || session.suspend_after.is_none() {
             return Ok(());
         }

@@ -181,17 +181,21 @@ pub(super) async fn push_last(host: &Host) {
 
 /// Says that this pod has been told to end: what the session holds may have to be saved from going with it.
 pub(super) async fn tell_end(host: &Host) {
-    let Some((pusher, target)) = Pusher::new(host).ok().zip(target(host, "ending")) else { return };
+    let Ok(pusher) = Pusher::new(host) else { return };
     let tell = async {
         for pause in backoff() {
-            let call = pusher.client.post(target.url.clone()).bearer_auth(target.token.expose_secret());
+            let Some(target) = target(host, "ending") else { return };
+            let call = pusher.client.post(target.url).bearer_auth(target.token.expose_secret());
             match call.timeout(LAST_PUSH).send().await.map(|answer| answer.status()) {
                 Ok(status) if status.is_success() => return,
-                Ok(status) if !status.is_server_error() => {
+                Ok(status) if status.is_server_error() || matches!(status.as_u16(), 408 | 429) => {
+                    tracing::warn!(status = status.as_u16(), "the runtime cannot hear of the end");
+                }
+                Ok(status) if status.as_u16() == 401 && host.reload_token() => continue,
+                Ok(status) => {
                     tracing::warn!(status = status.as_u16(), "the runtime does not want to know of the end");
                     return;
                 }
-                Ok(status) => tracing::warn!(status = status.as_u16(), "the runtime cannot hear of the end"),
                 Err(error) => tracing::warn!(error = %error.without_url(), "the runtime could not be told of the end"),
             }
             tokio::time::sleep(pause).await;
