@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 /// A provider's answer larger than this is refused: a key set is a few KiB.
 const MAX_DOCUMENT_BYTES: usize = 512 * 1024;
 
-/// While there is no set at all a failure is kept no longer than this: it locks everybody out.
+/// While there is no set that may be used a failure is kept no longer than this: it locks everybody out.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why no key could be given.
@@ -191,8 +191,8 @@ impl Jwks {
         {
             return Ok(now);
         }
-        let is_first = entry.current().is_none();
-        let pause = if is_first { FIRST_PAUSE.min(self.limits.min_refresh) } else { self.limits.min_refresh };
+        let nobody_gets_in = entry.current().is_none_or(|set| set.fetched_at.elapsed() >= self.limits.max_stale);
+        let pause = if nobody_gets_in { FIRST_PAUSE.min(self.limits.min_refresh) } else { self.limits.min_refresh };
         if let Some((last, failure)) = attempt.as_ref().filter(|(last, _)| last.elapsed() < pause) {
             tracing::debug!(issuer = source.issuer, ago = ?last.elapsed(), "key refresh is rate-limited");
             return match (failure, entry.current()) {
@@ -206,7 +206,7 @@ impl Jwks {
         let began = Instant::now();
         let mut fetched = self.fetch(source).await;
         // One lost packet is enough for that.
-        if is_first && matches!(&fetched, Err(FetchError::Http(error)) if error.is_connect()) {
+        if nobody_gets_in && matches!(&fetched, Err(FetchError::Http(error)) if error.is_connect()) {
             fetched = self.fetch(source).await;
         }
         match fetched {
