@@ -1,4 +1,4 @@
-//! Rows of resources that went away without the operator, and policies beyond the quota, on the real cluster.
+//! Rows of resources that went away without the operator, policies beyond the quota, and two of one name, on the real cluster.
 #![cfg(feature = "cluster")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use agentapi_tests::{
@@ -103,4 +103,55 @@ async fn policies_beyond_the_quota_are_not_accepted_until_there_is_room() {
     let long = format!("{}  variables: {{own: {}}}\n", policy(&tenant, "long"), "x".repeat(2049));
     let refused = tenant.cluster.apply(&long).unwrap_err().to_string();
     assert!(refused.contains("2048"), "{refused}");
+}
+
+#[tokio::test]
+async fn of_two_programs_of_one_name_one_has_what_belongs_to_it() {
+    let tenant = Tenant::new("e2e-twins").await;
+    let (cluster, slug) = (&tenant.cluster, &tenant.slug);
+    let namespaces = [tenant.team(), format!("{}-b", tenant.team())];
+    let admitted =
+        format!(r#"{{"spec":{{"allowedNamespaces":{{"names":["{}","{}"]}}}}}}"#, namespaces[0], namespaces[1]);
+    cluster.kubectl(&["patch", "organization", slug, "--type", "merge", "-p", &admitted]).unwrap();
+    cluster.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {}}}\n", namespaces[1])).unwrap();
+    let names = ["one", "two", "three"];
+    let connection = |name: &str, namespace: &str| {
+        format!(
+            "apiVersion: agentapi.dev/v1alpha1\nkind: McpConnection\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+             spec:\n  organizationRef: {{name: {slug}}}\n  transport:\n    \
+             stdio: {{image: 'agentapi.dev/postgres:dev', command: [sleep, '600']}}\n"
+        )
+    };
+    // All in one second, and looked at at once.
+    let twins = names.iter().flat_map(|name| namespaces.iter().map(|namespace| connection(name, namespace)));
+    cluster.apply(&twins.collect::<Vec<_>>().join("---\n")).unwrap();
+    for name in names {
+        eventually(&format!("one of two called {name} has it"), SETTLE, async || {
+            let accepted = |namespace: &str| cluster.condition("mcpconnection", Some(namespace), name, "Accepted");
+            let seen = [accepted(&namespaces[0])?, accepted(&namespaces[1])?];
+            let yes = |it: &Option<(String, String)>| it.as_ref().is_some_and(|(status, _)| status == "True");
+            let no = |it: &Option<(String, String)>| it.as_ref().is_some_and(|(_, reason)| reason == "NameConflict");
+            let winner = match &seen {
+                [a, b] if yes(a) && no(b) => &namespaces[0],
+                [a, b] if no(a) && yes(b) => &namespaces[1],
+                _ => return Ok(Err(format!("{seen:?}"))),
+            };
+            let object = format!("agentapi-mcp-{name}");
+            for kind in ["deployment", "networkpolicy", "service"] {
+                let live = tenant.get(kind, &object).unwrap_or_default();
+                let owner = &live["metadata"]["labels"]["agentapi.dev/mcp-connection-namespace"];
+                if owner != winner.as_str() {
+                    return Ok(Err(format!("{kind} {object} of {winner} belongs to {owner}")));
+                }
+            }
+            let ready = cluster.condition("mcpconnection", Some(winner), name, "Ready")?;
+            // The program says nothing that a client understands; that it runs is what counts here.
+            let runs =
+                ready.as_ref().is_some_and(|(_, reason)| !["ApplyFailed", "ServerNotReady"].contains(&reason.as_str()));
+            Ok(if runs { Ok(()) } else { Err(format!("{ready:?}")) })
+        })
+        .await
+        .unwrap();
+    }
+    cluster.kubectl(&["delete", "namespace", &namespaces[1], "--timeout=90s"]).unwrap();
 }

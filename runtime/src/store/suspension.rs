@@ -106,12 +106,12 @@ impl TenantTx {
         Ok(recorded.fetch_one(&mut *self.tx).await?)
     }
 
-    /// What its agent does while nobody knows yet that it runs. News only: a row that is written looks tended.
+    /// What its agent does while nobody knew yet that it runs. News only: a row that is written looks tended.
     pub async fn session_starts_with(&mut self, id: Uuid, agent_status: &str) -> Result<bool, StoreError> {
         change!(
             self,
             "update sessions set agent_status = $2
-             where id = $1 and phase = 'Starting' and agent_status is distinct from $2",
+             where id = $1 and phase in ('Starting', 'Running') and agent_status is distinct from $2",
             id,
             agent_status
         )

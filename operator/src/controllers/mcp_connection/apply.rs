@@ -113,8 +113,17 @@ fn why(deployment: &Deployment, pods: &[Pod]) -> String {
 
 /// Take away what the connection owns in the tenant namespace, or what nobody wants any more.
 pub async fn remove(context: &Context, tenant_namespace: &str, name: &str, namespace: &str) -> Result<()> {
-    let owned = format!("{}={name},{}={namespace}", names::LABEL_MCP_CONNECTION, names::LABEL_MCP_CONNECTION_NAMESPACE);
-    sweep(context, tenant_namespace, &owned, |_| false).await
+    sweep(context, tenant_namespace, &of(name, namespace), |_| false).await
+}
+
+/// Take away the connection's program alone.
+pub async fn remove_program(context: &Context, tenant_namespace: &str, name: &str, namespace: &str) -> Result<()> {
+    let deployments = Api::<Deployment>::namespaced(context.client.clone(), tenant_namespace);
+    context.applier.sweep(&deployments, &of(name, namespace), |_| false).await
+}
+
+fn of(name: &str, namespace: &str) -> String {
+    format!("{}={name},{}={namespace}", names::LABEL_MCP_CONNECTION, names::LABEL_MCP_CONNECTION_NAMESPACE)
 }
 
 /// Take away what belongs to connections that are gone although we did not see them go.

@@ -65,11 +65,9 @@ async fn present(connection: &McpConnection, context: &Context) -> Result<Action
         }
         Err(refusal) if refusal.waits() => State::Waiting(refusal.reason, refusal.message),
         Err(refusal) => {
-            // What is not accepted must not be usable either. What has its name is another's, who writes over it.
+            // What is not accepted must not be usable either.
             if has_finalizer(connection) {
-                if refusal.reason != reason::NAME_CONFLICT {
-                    take_away(connection, context).await?;
-                }
+                take_away(connection, context, refusal.reason == reason::NAME_CONFLICT).await?;
                 if refusal.revokes() {
                     delete_row(connection, context).await;
                 }
@@ -151,7 +149,7 @@ async fn run_program(connection: &McpConnection, accepted: &Accepted, context: &
 
 async fn remove(connection: &McpConnection, context: &Context) -> Result<Action> {
     // Whoever has taken our finalizer away has not taken away what it stood for.
-    take_away(connection, context).await?;
+    take_away(connection, context, false).await?;
     if let Some(left) = delete_row(connection, context).await
         && !super::overdue(connection, context)
     {
@@ -172,7 +170,9 @@ fn has_finalizer(connection: &McpConnection) -> bool {
 }
 
 /// Take away its program and the runtime's right to its Secrets, as far as the tenant namespace is there.
-async fn take_away(connection: &McpConnection, context: &Context) -> Result<()> {
+/// What it has in the tenant namespace. From a namesake only the program, whose selector nobody can write over: the policy
+/// and the address of that name are the other's by now.
+async fn take_away(connection: &McpConnection, context: &Context, only_program: bool) -> Result<()> {
     let organization = &connection.spec.organization_ref.name;
     // Without the Organization its namespace is gone or going, and our rights in it with it.
     let present = context.stores.organization(organization).is_some_and(|it| isolation::fences::is_in_place(&it));
@@ -180,7 +180,12 @@ async fn take_away(connection: &McpConnection, context: &Context) -> Result<()> 
         return Ok(());
     }
     let (name, namespace) = (connection.name_any(), connection.namespace().unwrap_or_default());
-    apply::remove(context, &names::tenant_namespace(organization), &name, &namespace).await?;
+    let tenant_namespace = names::tenant_namespace(organization);
+    if only_program {
+        apply::remove_program(context, &tenant_namespace, &name, &namespace).await?;
+    } else {
+        apply::remove(context, &tenant_namespace, &name, &namespace).await?;
+    }
     access::apply(context, organization).await
 }
 
