@@ -214,10 +214,10 @@ impl Referring {
     fn rivals<K: Resource>(&self, object: &K, is_accepted: fn(&K) -> bool) -> Option<impl Fn(&K) -> bool> {
         let uid = object.meta().uid.clone().unwrap_or_default();
         let mut placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
-        let (takes, lets_go) =
-            if is_accepted(object) { (placed.insert(uid), false) } else { (false, placed.remove(&uid)) };
-        (takes || lets_go).then_some(move |other: &K| {
-            if takes {
+        let has_a_place = is_accepted(object);
+        let is_news = if has_a_place { placed.insert(uid) } else { placed.remove(&uid) };
+        is_news.then_some(move |other: &K| {
+            if has_a_place {
                 is_accepted(other) && place::precedes(object, other, is_accepted)
             } else {
                 other.uid() != object.uid() && (!is_accepted(other) || other.name_any() == object.name_any())

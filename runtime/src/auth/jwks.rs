@@ -1,8 +1,9 @@
 //! JSON Web Key Sets of the organizations' identity providers, fetched over HTTP and cached in memory.
 //!
 //! Rules: one fetch at a time per provider; a set is refreshed when it is older than `ttl`, and early when a token
-//! names a `kid` that it lacks, but never more often than `min_refresh`, or each second until there is one; when the provider is down the last good set
-//! keeps working until `max_stale`; a refresh replaces the whole set, so keys that the provider dropped are gone.
+//! names a `kid` that it lacks, but never more often than `min_refresh`, or each second while there is none that may be
+//! used; when the provider is down the last good set keeps working until `max_stale`; a refresh replaces the whole set,
+//! so keys that the provider dropped are gone.
 //! May touch: the network (only addresses that an Organization names), metrics.
 
 use std::collections::HashMap;

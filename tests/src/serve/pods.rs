@@ -2,11 +2,11 @@
 //! own. The API talks to them exactly as to pods: token, claim, readiness, the whole contract.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agentapi_crds::names::{self, SESSION_PORT, env};
 use agentapi_prompts::compose::digest;
@@ -125,21 +125,6 @@ impl ProcessPods {
     /// Whether the "cluster" answers.
     pub fn set_away(&self, away: bool) {
         self.state().away = away;
-    }
-
-    /// Starts a pod that waits for a session. It takes connections by then: only such are given away on a cluster.
-    pub fn warm(&self, organization: &str, workspace: &str) -> Result<String> {
-        let name = format!("w-{workspace}-{}", Uuid::new_v4().simple());
-        self.spawn(&name, (organization, workspace), PodKind::Warm, None)?;
-        let ip = self.state().running.get(&name).map(|process| process.ip).context("it has ended")?;
-        let began = Instant::now();
-        while let Err(error) = TcpStream::connect((ip, SESSION_PORT)) {
-            if began.elapsed() > Duration::from_secs(60) {
-                return Err(error).with_context(|| format!("{name} does not listen"));
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(name)
     }
 
     /// Kills a session's pod as a lost node would. False: it has none.

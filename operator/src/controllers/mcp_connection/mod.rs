@@ -169,9 +169,8 @@ fn has_finalizer(connection: &McpConnection) -> bool {
     connection.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER)
 }
 
-/// Take away its program and the runtime's right to its Secrets, as far as the tenant namespace is there.
-/// What it has in the tenant namespace. From a namesake only the program, whose selector nobody can write over: the policy
-/// and the address of that name are the other's by now.
+/// Take away its program and the runtime's right to its Secrets, as far as the tenant namespace is there. From a namesake
+/// `only_program`, whose selector nobody can write over: the policy and the address of that name are the other's by now.
 async fn take_away(connection: &McpConnection, context: &Context, only_program: bool) -> Result<()> {
     let organization = &connection.spec.organization_ref.name;
     // Without the Organization its namespace is gone or going, and our rights in it with it.

@@ -1,14 +1,32 @@
 //! Pods that wait for a session, and what their agents were told.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpStream};
+use std::time::{Duration, Instant};
 
+use agentapi_crds::names::SESSION_PORT;
 use agentapi_prompts::compose::digest;
-use agentapi_runtime::pods::{PodError, WaitingPod};
+use agentapi_runtime::pods::{PodError, PodKind, WaitingPod};
 use anyhow::{Context, Result};
+use uuid::Uuid;
 
 use super::ProcessPods;
 
 impl ProcessPods {
+    /// Starts a pod that waits for a session. It takes connections by then: only such are given away on a cluster.
+    pub fn warm(&self, organization: &str, workspace: &str) -> Result<String> {
+        let name = format!("w-{workspace}-{}", Uuid::new_v4().simple());
+        self.spawn(&name, (organization, workspace), PodKind::Warm, None)?;
+        let address = (self.address(&name)?, SESSION_PORT);
+        let began = Instant::now();
+        while let Err(error) = TcpStream::connect(address) {
+            if began.elapsed() > Duration::from_secs(60) {
+                return Err(error).with_context(|| format!("{name} does not listen"));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(name)
+    }
+
     /// The address of a pod, whether it has a session or not.
     pub fn address(&self, pod: &str) -> Result<IpAddr> {
         let state = self.state();
